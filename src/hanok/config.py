@@ -1,0 +1,110 @@
+"""Settings of the daemon: frozen, built once, passed in. Nothing else reads the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanok.errors import InvalidInput
+from hanok.model.host import CapacityPolicy
+
+# sun_path holds 107 characters; the longest socket of ours adds /vms/<uuid>/console.sock.
+_LONGEST_HOME = 48
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are and how the daemon behaves.
+
+    ``uid_base``: as root, VM number n runs as uid_base + n and network number n as
+    uid_base + 60000 + n. ``failpoint``: the step at which the daemon kills itself (tests only).
+    """
+
+    home: Path
+    hypervisor: str = "auto"
+    uid_base: int = 1_700_000_000
+    policy: CapacityPolicy = CapacityPolicy()
+    stop_timeout: float = 30
+    failpoint: str | None = None
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's API socket."""
+        return self.home / "hanokd.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one daemon of this data directory."""
+        return self.home / "hanokd.lock"
+
+    @property
+    def log(self) -> Path:
+        """The daemon's own log."""
+        return self.home / "hanokd.log"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite database."""
+        return self.home / "state.db"
+
+    @property
+    def images(self) -> Path:
+        """Built and imported images, a folder each."""
+        return self.home / "images"
+
+    @property
+    def vms(self) -> Path:
+        """A folder a VM: disks, seed, sockets, console log."""
+        return self.home / "vms"
+
+    @property
+    def networks(self) -> Path:
+        """A folder a network: the keeper's socket, leases and log."""
+        return self.home / "networks"
+
+    @property
+    def keys(self) -> Path:
+        """The SSH key pair that Hanok injects into guests."""
+        return self.home / "ssh"
+
+
+def find_home(environ: Mapping[str, str]) -> Path:
+    """Return the data directory: HANOK_HOME, else /var/lib/hanok for root, else by XDG."""
+    if chosen := environ.get("HANOK_HOME"):
+        home = Path(chosen)
+        if not home.is_absolute():
+            raise InvalidInput(
+                f"HANOK_HOME is {chosen!r}", field="HANOK_HOME", expected="an absolute path"
+            )
+        return home
+    if os.geteuid() == 0:
+        return Path("/var/lib/hanok")
+    base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return Path(base) / "hanok"
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings that the environment asks for.
+
+    Raises InvalidInput when HANOK_HOME is relative or too long for unix sockets below it.
+    """
+    home = find_home(environ)
+    if len(str(home)) > _LONGEST_HOME:
+        raise InvalidInput(
+            f"the data directory {home} is too long for the unix sockets below it",
+            field="HANOK_HOME",
+            expected=f"at most {_LONGEST_HOME} characters",
+        )
+    return Settings(
+        home=home,
+        hypervisor=environ.get("HANOK_HYPERVISOR", "auto"),
+        failpoint=environ.get("HANOK_FAILPOINT"),
+    )
+
+
+def short_id(text: str) -> str:
+    """Return eight hexadecimal digits that stand for ``text``."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

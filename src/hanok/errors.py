@@ -1,0 +1,142 @@
+"""Every error that Hanok shows, in one tree.
+
+    HanokError                      exit 1, HTTP 500
+    ├── InvalidInput                exit 2, HTTP 422  a field holds what it must not
+    │   └── Unsupported             exit 2, HTTP 422  what was asked is not offered here
+    ├── NotFound                    exit 1, HTTP 404
+    ├── Conflict                    exit 1, HTTP 409  it exists, it is busy, it is in another state
+    ├── NotAdmitted                 exit 1, HTTP 507  the host has no room for it
+    ├── Cancelled                   exit 1, HTTP 409  the operation was cancelled
+    ├── HostError                   exit 1, HTTP 500  this host lacks something or refused something
+    │   ├── CommandFailed                             a program ended with a failure
+    │   ├── TimedOut                                  something took longer than its limit
+    │   └── DaemonUnreachable                         no daemon answers
+    ├── HypervisorError             exit 1, HTTP 500  the hypervisor refused or died
+    └── GuestError                  exit 1, HTTP 502  the guest did not do what was asked
+        └── AgentUnavailable                          no guest agent answers in the guest
+
+``code`` is stable: programs may test it. ``field`` names the input at fault (``vms.web.memory``),
+``expected`` what would have been right, ``hint`` what a person can do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HanokError(Exception):
+    """The root of all errors that are meant for a user."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    exit_status: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.expected = expected
+        self.hint = hint
+
+
+class InvalidInput(HanokError):
+    """A field of a request, a file or an option holds what it must not."""
+
+    code = "invalid-input"
+    http_status = 422
+    exit_status = 2
+
+
+class Unsupported(InvalidInput):
+    """What was asked is not offered here; the message names what is."""
+
+    code = "unsupported"
+
+
+class NotFound(HanokError):
+    """No such VM, image, network, stack or operation."""
+
+    code = "not-found"
+    http_status = 404
+
+
+class Conflict(HanokError):
+    """The thing exists already, is in use, or is in a state that forbids what was asked."""
+
+    code = "conflict"
+    http_status = 409
+
+
+class NotAdmitted(HanokError):
+    """The host has no room; the message says how much is missing and what would fit."""
+
+    code = "not-admitted"
+    http_status = 507
+
+
+class Cancelled(HanokError):
+    """The operation was cancelled by a user and undone."""
+
+    code = "cancelled"
+    http_status = 409
+
+
+class HostError(HanokError):
+    """This host lacks a program, a permission or a kernel feature."""
+
+    code = "host"
+
+
+class CommandFailed(HostError):
+    """A program that Hanok ran ended with a failure."""
+
+    code = "command-failed"
+
+
+class TimedOut(HostError):
+    """Something took longer than its limit."""
+
+    code = "timed-out"
+
+
+class DaemonUnreachable(HostError):
+    """No daemon answers at the socket."""
+
+    code = "daemon-unreachable"
+
+
+class HypervisorError(HanokError):
+    """The hypervisor refused a request, or died."""
+
+    code = "hypervisor"
+
+
+class GuestError(HanokError):
+    """The guest did not do what was asked of it."""
+
+    code = "guest"
+    http_status = 502
+
+
+class AgentUnavailable(GuestError):
+    """No guest agent answers in the guest."""
+
+    code = "agent-unavailable"
+
+
+def all_error_types() -> dict[str, type[HanokError]]:
+    """Return every error type by its code, for clients that rebuild an error from the wire."""
+    found: dict[str, type[HanokError]] = {HanokError.code: HanokError}
+    pending: list[type[HanokError]] = [HanokError]
+    while pending:
+        for kind in pending.pop().__subclasses__():
+            found[kind.code] = kind
+            pending.append(kind)
+    return found

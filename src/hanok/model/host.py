@@ -1,0 +1,76 @@
+"""What a host has and what is left of it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hanok.model.base import Frozen, Size
+from hanok.units import GIB, MIB
+
+
+class HypervisorFacts(Frozen):
+    """A hypervisor as it was found on this host."""
+
+    name: str = Field(description="qemu, xen or fake")
+    version: str
+    accelerator: str = Field(description="kvm, tcg, xen or fake")
+    type: int = Field(description="1: bare metal, 2: hosted")
+    isolation: str = Field(description="kvm, xen or none")
+    modes: tuple[str, ...]
+    machine_type: str | None = None
+    reason: str = Field(default="", description="why this accelerator and no other")
+
+
+class HostResources(Frozen):
+    """What the host has, in bytes and CPUs."""
+
+    cpus: int
+    memory: int
+    disk: int
+    disk_free: int
+
+
+class CapacityPolicy(Frozen):
+    """How much of a host may be given away."""
+
+    cpu_ratio: float = Field(default=8.0, ge=1, le=64, description="vCPUs per host CPU")
+    reserve_memory: Size = Field(default=1 * GIB, description="bytes kept for the host itself")
+    reserve_disk: Size = Field(default=2 * GIB, description="bytes kept free on the disk")
+
+
+class Demand(Frozen):
+    """What one VM takes of a host, its overhead included."""
+
+    cpus: int
+    memory: int = Field(description="bytes of guest RAM")
+    overhead: int = Field(default=64 * MIB, description="bytes that virtualizing it costs")
+    disk: int = 0
+
+
+class Usage(Frozen):
+    """Sum of what the VMs of a host take."""
+
+    vms: int = 0
+    cpus: int = 0
+    memory: int = 0
+    overhead: int = 0
+    disk: int = 0
+
+
+class Room(Frozen):
+    """How much is left of one resource."""
+
+    resource: str
+    capacity: float
+    used: float
+    free: float
+
+
+class Fit(Frozen):
+    """How many more VMs of a shape a host takes, and what stops the next one."""
+
+    count: int
+    limit: str
+    missing: int = Field(description="bytes or vCPUs that the next one lacks")
+    by_resource: dict[str, int]
+    rooms: tuple[Room, ...]

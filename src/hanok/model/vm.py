@@ -1,0 +1,157 @@
+"""The definition of a VM and what is kept of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from hanok.model.base import Frozen, Name, Size
+from hanok.units import GIB, MIB
+
+
+class Mode(StrEnum):
+    """How a guest is virtualized."""
+
+    FULL = "full"
+    PARA = "para"
+    HYBRID = "hybrid"
+    AUTO = "auto"
+
+
+class Wanted(StrEnum):
+    """What the user last asked a VM to be."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    ABSENT = "absent"
+
+
+class VmState(StrEnum):
+    """What a VM is seen to be."""
+
+    CREATING = "creating"
+    STARTING = "starting"
+    RUNNING = "running"
+    READY = "ready"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Publish(Frozen):
+    """A guest's TCP port published on the host."""
+
+    host_port: int = Field(ge=1, le=65535)
+    guest_port: int = Field(ge=1, le=65535)
+    address: str = "127.0.0.1"
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return str(ipaddress.IPv4Address(value))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """Accept ``8080:80`` and ``0.0.0.0:8080:80``."""
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[-2:]):
+            raise ValueError("expected HOST:GUEST or ADDRESS:HOST:GUEST, such as 8080:80")
+        found: dict[str, object] = {"host_port": int(parts[-2]), "guest_port": int(parts[-1])}
+        if len(parts) == 3:
+            found["address"] = parts[0]
+        return found
+
+
+class Ready(Frozen):
+    """What must hold before a VM counts as ready; none given: its agent answers."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    url: str | None = Field(default=None, max_length=2048, pattern=r"^http://[^\s]*$")
+    command: str | None = Field(default=None, max_length=4096, min_length=1)
+    timeout: float = Field(default=300, gt=0, le=3600, description="seconds from start")
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if sum(check is not None for check in (self.port, self.url, self.command)) > 1:
+            raise ValueError("expected one of port, url and command")
+        return self
+
+
+ImageRef = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*(:[a-zA-Z0-9._-]+)?$", max_length=128)
+]
+Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]{0,127}$")]
+
+
+class VmSpec(Frozen):
+    """One VM as a user defines it, for every hypervisor."""
+
+    name: Name
+    image: ImageRef
+    cpus: int = Field(default=1, ge=1, le=256)
+    memory: Size = Field(default=512 * MIB, ge=64 * MIB, le=4096 * GIB, description="bytes")
+    disk: Size = Field(default=4 * GIB, ge=64 * MIB, description="bytes, virtual size")
+    mode: Mode = Mode.AUTO
+    networks: tuple[Name, ...] = Field(default=("default",), max_length=8)
+    publish: tuple[Publish, ...] = Field(default=(), max_length=64)
+    packages: tuple[Package, ...] = Field(default=(), max_length=256)
+    user_data: str | None = Field(default=None, max_length=128 * 1024, repr=False)
+    ready: Ready = Ready()
+    tcg_buffer: Size | None = Field(default=None, ge=8 * MIB, le=2 * GIB, description="bytes")
+
+    @field_validator("user_data")
+    @classmethod
+    def _known_user_data(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("#!", "#cloud-config")):
+            raise ValueError("expected text that starts with #!/bin/sh or #cloud-config")
+        return value
+
+
+class Evidence(Frozen):
+    """How a guest really runs, as read inside it."""
+
+    mode: Mode
+    virtio: tuple[str, ...] = ()
+    xenbus: tuple[str, ...] = ()
+    disk_driver: str | None = None
+    nic_driver: str | None = None
+    kernel: str | None = None
+    clocksource: str | None = None
+    contradiction: str | None = None
+
+
+class NicRecord(Frozen):
+    """A VM's port on one network: its addresses never change while the VM exists."""
+
+    network: Name
+    mac: str
+    address: str
+
+
+class VmRecord(Frozen):
+    """What the store keeps of a VM: definition, wanted state, and what was last seen."""
+
+    uuid: str
+    spec: VmSpec
+    wanted: Wanted
+    created: float = Field(description="seconds since the epoch")
+    uid: int = Field(description="the uid its hypervisor process runs as when the daemon is root")
+    mode: Mode = Field(description="the mode that auto became")
+    hypervisor: str
+    image_id: str | None = None
+    machine_type: str | None = None
+    nics: tuple[NicRecord, ...] = ()
+    stack: str | None = None
+    state: VmState = VmState.CREATING
+    reason: str | None = None
+    started: float | None = Field(default=None, description="seconds since the epoch")
+    ready_seconds: float | None = None
+    evidence: Evidence | None = None
