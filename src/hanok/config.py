@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hanok.errors import InvalidInput
@@ -26,7 +26,7 @@ class Settings:
     home: Path
     hypervisor: str = "auto"
     uid_base: int = 1_700_000_000
-    policy: CapacityPolicy = CapacityPolicy()
+    policy: CapacityPolicy = field(default_factory=CapacityPolicy)
     stop_timeout: float = 30
     failpoint: str | None = None
 
