@@ -36,6 +36,7 @@ class NetworkRecord(Frozen):
     outward: bool = True
     uid: int = Field(description="the uid that owns its namespaces when the daemon is root")
     created: float = 0
+    stack: str | None = Field(default=None, description="the stack that made it")
 
     @property
     def gateway(self) -> str:

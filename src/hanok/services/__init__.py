@@ -1,1 +1,1 @@
-""""""
+"""Use cases: what a user can ask of Hanok, with its locks, undo stacks and operations."""

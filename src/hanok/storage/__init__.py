@@ -1,1 +1,1 @@
-""""""
+"""Volumes: the disks of VMs."""

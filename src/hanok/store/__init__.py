@@ -1,1 +1,1 @@
-""""""
+"""Durable state: one contract (base), SQLite for one host; etcd for a cluster comes later."""

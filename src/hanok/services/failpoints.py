@@ -1,0 +1,39 @@
+"""Failpoints: the daemon kills itself at a named step, so that tests see what a crash there leaves.
+
+Only a daemon started with HANOK_FAILPOINT has one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+# Every step of run, stop and delete, in the order in which they happen.
+START_STEPS = (
+    "start.begin",
+    "start.image",
+    "start.networks",
+    "start.folder",
+    "start.disk",
+    "start.seed",
+    "start.attach",
+    "start.process",
+    "start.publish",
+    "start.guest",
+    "start.ready",
+)
+STOP_STEPS = ("stop.begin", "stop.asked", "stop.gone", "stop.detached", "stop.end")
+DELETE_STEPS = ("delete.begin", "delete.stopped", "delete.folder", "delete.end")
+ALL_STEPS = ("run.accepted", *START_STEPS, *STOP_STEPS, *DELETE_STEPS)
+
+
+class Failpoints:
+    """Kills this process when the chosen step is reached."""
+
+    def __init__(self, chosen: str | None) -> None:
+        self._chosen = chosen
+
+    def hit(self, step: str) -> None:
+        """Die, as by ``kill -9``, if ``step`` is the chosen one."""
+        if self._chosen == step:
+            os.kill(os.getpid(), signal.SIGKILL)
