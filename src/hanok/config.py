@@ -7,12 +7,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hanok.errors import InvalidInput
-from hanok.model.host import CapacityPolicy
 
-# sun_path holds 107 characters; the longest socket of ours adds /vms/<uuid>/console.sock.
+if TYPE_CHECKING:
+    from hanok.model.host import CapacityPolicy
+
+# sun_path holds 107 characters; the longest socket of ours adds /vms/<uuid>/m/console.sock.
 _LONGEST_HOME = 48
+
+
+def _default_policy() -> CapacityPolicy:
+    # Imported here: the command line needs find_home, and must not wait for the model library.
+    from hanok.model.host import CapacityPolicy
+
+    return CapacityPolicy()
 
 
 @dataclass(frozen=True)
@@ -20,15 +30,20 @@ class Settings:
     """Where things are and how the daemon behaves.
 
     ``uid_base``: as root, VM number n runs as uid_base + n and network number n as
-    uid_base + 60000 + n. ``failpoint``: the step at which the daemon kills itself (tests only).
+    uid_base + 60000 + n. ``stop_timeout``: seconds that a guest has to power itself off.
+    ``idle_exit``: seconds without a VM and a request after which a daemon that a command started
+    ends itself. ``failpoint``: the step at which the daemon kills itself (tests only).
+    ``shared_images``: a folder of images that several data directories share.
     """
 
     home: Path
     hypervisor: str = "auto"
     uid_base: int = 1_700_000_000
-    policy: CapacityPolicy = field(default_factory=CapacityPolicy)
+    policy: CapacityPolicy = field(default_factory=_default_policy)
     stop_timeout: float = 30
+    idle_exit: float | None = None
     failpoint: str | None = None
+    shared_images: Path | None = None
 
     @property
     def socket(self) -> Path:
@@ -53,7 +68,7 @@ class Settings:
     @property
     def images(self) -> Path:
         """Built and imported images, a folder each."""
-        return self.home / "images"
+        return self.shared_images or self.home / "images"
 
     @property
     def vms(self) -> Path:
@@ -72,14 +87,27 @@ class Settings:
 
 
 def find_home(environ: Mapping[str, str]) -> Path:
-    """Return the data directory: HANOK_HOME, else /var/lib/hanok for root, else by XDG."""
+    """Return the data directory: HANOK_HOME, else /var/lib/hanok for root, else by XDG.
+
+    Raises InvalidInput when it is relative or too long for unix sockets below it.
+    """
+    home = _choose_home(environ)
+    if not home.is_absolute():
+        raise InvalidInput(
+            f"the data directory is {str(home)!r}", field="HANOK_HOME", expected="an absolute path"
+        )
+    if len(str(home)) > _LONGEST_HOME:
+        raise InvalidInput(
+            f"the data directory {home} is too long for the unix sockets below it",
+            field="HANOK_HOME",
+            expected=f"at most {_LONGEST_HOME} characters",
+        )
+    return home
+
+
+def _choose_home(environ: Mapping[str, str]) -> Path:
     if chosen := environ.get("HANOK_HOME"):
-        home = Path(chosen)
-        if not home.is_absolute():
-            raise InvalidInput(
-                f"HANOK_HOME is {chosen!r}", field="HANOK_HOME", expected="an absolute path"
-            )
-        return home
+        return Path(chosen)
     if os.geteuid() == 0:
         return Path("/var/lib/hanok")
     base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
@@ -91,18 +119,22 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
     Raises InvalidInput when HANOK_HOME is relative or too long for unix sockets below it.
     """
-    home = find_home(environ)
-    if len(str(home)) > _LONGEST_HOME:
-        raise InvalidInput(
-            f"the data directory {home} is too long for the unix sockets below it",
-            field="HANOK_HOME",
-            expected=f"at most {_LONGEST_HOME} characters",
-        )
     return Settings(
-        home=home,
+        home=find_home(environ),
         hypervisor=environ.get("HANOK_HYPERVISOR", "auto"),
         failpoint=environ.get("HANOK_FAILPOINT"),
+        idle_exit=_seconds(environ, "HANOK_IDLE_EXIT"),
+        shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
+
+
+def _seconds(environ: Mapping[str, str], name: str) -> float | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise InvalidInput(f"{name} is {text!r}", field=name, expected="whole seconds")
+    return float(text)
 
 
 def short_id(text: str) -> str:
