@@ -13,7 +13,8 @@
     │   └── DaemonUnreachable                         no daemon answers
     ├── HypervisorError             exit 1, HTTP 500  the hypervisor refused or died
     └── GuestError                  exit 1, HTTP 502  the guest did not do what was asked
-        └── AgentUnavailable                          no guest agent answers in the guest
+        ├── AgentUnavailable                          no guest agent answers in the guest
+        └── AgentRefused                              the agent has this command blocked or not at all
 
 ``code`` is stable: programs may test it. ``field`` names the input at fault (``vms.web.memory``),
 ``expected`` what would have been right, ``hint`` what a person can do next.
@@ -129,6 +130,12 @@ class AgentUnavailable(GuestError):
     """No guest agent answers in the guest."""
 
     code = "agent-unavailable"
+
+
+class AgentRefused(GuestError):
+    """The guest agent answers, but the command is blocked in it or unknown to it."""
+
+    code = "agent-refused"
 
 
 def all_error_types() -> dict[str, type[HanokError]]:
