@@ -1,0 +1,289 @@
+"""One typed method a route of the API. Errors are those of ``hanok.errors``, rebuilt by code."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote
+
+from hanok.client.http import Transport, error_of
+from hanok.client.wire import (
+    FINAL_STATES,
+    EventWire,
+    FitWire,
+    OperationWire,
+    ProblemWire,
+    VersionWire,
+)
+from hanok.errors import DaemonUnreachable, HanokError, InvalidInput
+from hanok.model.views import (
+    ExecView,
+    HostView,
+    ImageView,
+    NetworkView,
+    SshView,
+    StackView,
+    VmDetail,
+    VmView,
+)
+
+_RECONNECTS = 5
+
+
+class Client:
+    """The daemon's API. Each call is one request; nothing is kept between calls."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the requests; tunnels open their own connections through it."""
+        return self._transport
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        timeout: float | None = 120,
+    ) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with self._transport.request(
+            method, f"/v1/{path}", query=query, body=data, timeout=timeout
+        ) as response:
+            content = response.read()
+        if not content:
+            return None
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise HanokError("the daemon's answer is not JSON") from error
+
+    # Host and daemon
+
+    def version(self) -> VersionWire:
+        """Return who answers."""
+        return cast(VersionWire, self._call("GET", "version"))
+
+    def host(self) -> HostView:
+        """Return what this host has and how much of it is taken."""
+        return cast(HostView, self._call("GET", "host"))
+
+    def probe(self) -> OperationWire:
+        """Ask the hypervisors again what they can do here."""
+        return self._operation("POST", "host/probe")
+
+    def fit(self, shape: Mapping[str, object]) -> FitWire:
+        """Return how many more VMs of ``shape`` (cpus, memory, disk) fit."""
+        return cast(FitWire, self._call("POST", "fit", shape))
+
+    # VMs
+
+    def vms(self) -> list[VmView]:
+        """Return every VM."""
+        return cast("list[VmView]", self._call("GET", "vms"))
+
+    def vm(self, name: str) -> VmDetail:
+        """Return the VM called ``name`` (or with that uuid). Raises NotFound."""
+        return cast(VmDetail, self._call("GET", f"vms/{_segment(name)}"))
+
+    def run(self, spec: Mapping[str, object]) -> OperationWire:
+        """Create and start a VM. Raises InvalidInput, Conflict, NotAdmitted."""
+        return self._operation("POST", "vms", spec)
+
+    def change(self, name: str, action: str, body: object = None) -> OperationWire:
+        """Ask for start, stop, restart, pause or resume. Raises NotFound, Conflict."""
+        return self._operation("POST", f"vms/{_segment(name)}/{action}", body)
+
+    def delete(self, name: str, *, force: bool) -> OperationWire:
+        """Delete a VM, a running one only by ``force``. Raises NotFound, Conflict."""
+        flag = "true" if force else "false"
+        return self._operation("DELETE", f"vms/{_segment(name)}", query={"force": flag})
+
+    # Guests
+
+    def execute(
+        self, name: str, command: Sequence[str], *, stdin: bytes | None, timeout: float
+    ) -> ExecView:
+        """Run ``command`` in the guest. Raises GuestError, AgentUnavailable, TimedOut."""
+        body = {
+            "command": list(command),
+            "input": None if stdin is None else base64.b64encode(stdin).decode(),
+            "timeout": timeout,
+        }
+        path = f"vms/{_segment(name)}/exec"
+        return cast(ExecView, self._call("POST", path, body, timeout=timeout + 60))
+
+    def ssh(self, name: str) -> SshView:
+        """Return how to reach the guest by SSH. Raises Unsupported when it has none."""
+        return cast(SshView, self._call("GET", f"vms/{_segment(name)}/ssh"))
+
+    def logs(self, name: str, *, lines: int | None, follow: bool) -> Iterator[bytes]:
+        """Yield the console's log in pieces as they come."""
+        query = {"follow": "true" if follow else "false"}
+        if lines is not None:
+            query["lines"] = str(lines)
+        with self._transport.request(
+            "GET", f"/v1/vms/{_segment(name)}/logs", query=query, timeout=None if follow else 120
+        ) as response:
+            yield from response.chunks()
+
+    def read_file(self, name: str, path: str) -> Iterator[bytes]:
+        """Yield the content of the guest's file ``path``. Raises NotFound, GuestError."""
+        with self._transport.request(
+            "GET", f"/v1/vms/{_segment(name)}/file", query={"path": path}, timeout=600
+        ) as response:
+            yield from response.chunks()
+
+    def write_file(self, name: str, path: str, source: BinaryIO, length: int) -> None:
+        """Write ``length`` bytes of ``source`` to the guest's file ``path``. Raises GuestError."""
+        with self._transport.request(
+            "PUT",
+            f"/v1/vms/{_segment(name)}/file",
+            query={"path": path},
+            body=source,
+            length=length,
+            content_type="application/octet-stream",
+            timeout=600,
+        ) as response:
+            response.read()
+
+    # Operations and events
+
+    def _operation(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+    ) -> OperationWire:
+        return cast(OperationWire, self._call(method, path, body, query=query))
+
+    def operations(self) -> list[OperationWire]:
+        """Return the operations that the daemon remembers."""
+        return cast("list[OperationWire]", self._call("GET", "operations"))
+
+    def operation(self, ident: str) -> OperationWire:
+        """Return one operation. Raises NotFound."""
+        return self._operation("GET", f"operations/{_segment(ident)}")
+
+    def cancel(self, ident: str) -> OperationWire | None:
+        """Ask for the end of an operation. Raises NotFound, Conflict when it has ended."""
+        path = f"operations/{_segment(ident)}/cancel"
+        return cast("OperationWire | None", self._call("POST", path))
+
+    def follow(self, ident: str) -> Iterator[OperationWire]:
+        """Yield an operation at every change, until it has ended.
+
+        When the daemon dies meanwhile the connection is made anew, which starts it again; it
+        finishes or undoes what it was at. Raises DaemonUnreachable when that does not help.
+        """
+        path = f"/v1/operations/{_segment(ident)}/follow"
+        attempts = 0
+        while attempts <= _RECONNECTS:
+            try:
+                with self._transport.request("GET", path, timeout=None) as response:
+                    for line in response.lines():
+                        if not line.strip():
+                            continue
+                        attempts = 0
+                        operation = cast(OperationWire, json.loads(line))
+                        yield operation
+                        if operation["state"] in FINAL_STATES:
+                            return
+            except DaemonUnreachable:
+                if attempts == _RECONNECTS:
+                    raise
+            attempts += 1
+        raise DaemonUnreachable(
+            f"the daemon stopped telling about operation {ident}",
+            hint=f"hanok operations show {ident}",
+        )
+
+    def events(self, *, follow: bool, since: int | None = None) -> Iterator[EventWire]:
+        """Yield what happened, and with ``follow`` what happens."""
+        query = {"follow": "true" if follow else "false"}
+        if since is not None:
+            query["since"] = str(since)
+        with self._transport.request(
+            "GET", "/v1/events", query=query, timeout=None if follow else 120
+        ) as response:
+            for line in response.lines():
+                if line.strip():
+                    yield cast(EventWire, json.loads(line))
+
+    # Images, networks, stacks
+
+    def images(self) -> list[ImageView]:
+        """Return the images of this host."""
+        return cast("list[ImageView]", self._call("GET", "images"))
+
+    def image(self, ref: str) -> dict[str, Any]:
+        """Return everything about one image. Raises NotFound."""
+        return cast("dict[str, Any]", self._call("GET", f"images/{_segment(ref)}"))
+
+    def build_image(self, image: str, packages: Sequence[str]) -> OperationWire:
+        """Build an image; the same request again costs nothing."""
+        return self._operation("POST", "images/build", {"image": image, "packages": list(packages)})
+
+    def delete_image(self, ref: str) -> None:
+        """Delete an image. Raises NotFound, Conflict when a VM uses it."""
+        self._call("DELETE", f"images/{_segment(ref)}")
+
+    def networks(self) -> list[NetworkView]:
+        """Return the networks of this host."""
+        return cast("list[NetworkView]", self._call("GET", "networks"))
+
+    def network(self, name: str) -> NetworkView:
+        """Return one network. Raises NotFound."""
+        return cast(NetworkView, self._call("GET", f"networks/{_segment(name)}"))
+
+    def create_network(self, spec: Mapping[str, object]) -> NetworkView:
+        """Create a network. Raises InvalidInput, Conflict."""
+        return cast(NetworkView, self._call("POST", "networks", spec))
+
+    def delete_network(self, name: str) -> None:
+        """Delete a network. Raises NotFound, Conflict when a VM is on it."""
+        self._call("DELETE", f"networks/{_segment(name)}")
+
+    def stacks(self) -> list[StackView]:
+        """Return the stacks that are up."""
+        return cast("list[StackView]", self._call("GET", "stacks"))
+
+    def stack(self, name: str) -> StackView:
+        """Return one stack. Raises NotFound."""
+        return cast(StackView, self._call("GET", f"stacks/{_segment(name)}"))
+
+    def up(self, name: str, content: object) -> OperationWire:
+        """Make a stack what ``content``, its file, says. Raises InvalidInput, NotAdmitted."""
+        return self._operation("PUT", f"stacks/{_segment(name)}", content)
+
+    def down(self, name: str) -> OperationWire:
+        """Stop and delete a stack. Raises NotFound."""
+        return self._operation("DELETE", f"stacks/{_segment(name)}")
+
+
+def failure(operation: OperationWire) -> HanokError | None:
+    """Return the error that ``operation`` ended with, or None when it is done (or goes on)."""
+    problem: ProblemWire | None = operation["error"]
+    if problem is not None:
+        return error_of(json.dumps(problem).encode(), problem["status"])
+    if operation["state"] in ("failed", "cancelled"):
+        what = f"{operation['kind']} of {operation['target']}"
+        return HanokError(
+            f"{what} {operation['state']}: {operation['message'] or 'no reason told'}"
+        )
+    return None
+
+
+def _segment(name: str) -> str:
+    """Return ``name`` as one segment of a path. Raises InvalidInput when it cannot be one."""
+    if name in ("", ".", ".."):
+        raise InvalidInput(f"{name!r} is no name", expected="the name of something that exists")
+    return quote(name, safe=":")

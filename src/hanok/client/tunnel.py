@@ -1,0 +1,102 @@
+"""Byte streams to guests (console, TCP) through the daemon, as WebSockets with binary frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from hanok.client.client import Client
+from hanok.client.http import error_of
+from hanok.errors import DaemonUnreachable, GuestError
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+_CLOSED_WELL = (1000, 1001)
+_LARGEST_FRAME = 16 * 1024 * 1024
+
+
+class Tunnel:
+    """An open byte stream to a guest. One thread may send while another receives."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    def send(self, data: bytes) -> None:
+        """Send ``data``; nothing happens when the other side has closed."""
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            self._connection.send(data)
+        except ConnectionClosed:
+            return
+
+    def receive(self, timeout: float | None = None) -> bytes | None:
+        """Return the next bytes, or None at the end of the stream.
+
+        Raises TimeoutError after ``timeout`` seconds without any, GuestError when the stream
+        broke, DaemonUnreachable when the daemon went away.
+        """
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            data = self._connection.recv(timeout)
+        except ConnectionClosed as error:
+            if error.rcvd is None and not self._closed_here(error):
+                raise DaemonUnreachable("the connection to the daemon broke") from None
+            if error.rcvd is not None and error.rcvd.code not in _CLOSED_WELL:
+                raise GuestError(error.rcvd.reason or "the stream to the guest broke") from None
+            return None
+        return data.encode() if isinstance(data, str) else data
+
+    @staticmethod
+    def _closed_here(error: object) -> bool:
+        return getattr(error, "sent", None) is not None
+
+    def close(self) -> None:
+        """End the stream; a ``receive`` that waits returns None."""
+        self._connection.close()
+
+
+@contextmanager
+def open_console(client: Client, vm: str) -> Iterator[Tunnel]:
+    """Open the VM's serial console. Raises NotFound, Conflict when it does not run."""
+    with _open(client, f"/v1/vms/{quote(vm, safe=':')}/console") as tunnel:
+        yield tunnel
+
+
+@contextmanager
+def open_tcp(client: Client, vm: str, port: int) -> Iterator[Tunnel]:
+    """Open a TCP connection to a port of the guest. Raises NotFound, Conflict, GuestError."""
+    with _open(client, f"/v1/vms/{quote(vm, safe=':')}/tcp/{port}") as tunnel:
+        yield tunnel
+
+
+@contextmanager
+def _open(client: Client, path: str) -> Iterator[Tunnel]:
+    from websockets.exceptions import InvalidHandshake, InvalidStatus
+    from websockets.sync.client import connect
+
+    sock = client.transport.connect()
+    try:
+        connection = connect(
+            f"ws://hanok{path}",
+            sock=sock,
+            compression=None,
+            max_size=_LARGEST_FRAME,
+            open_timeout=30,
+            close_timeout=2,
+            ping_interval=None,  # the socket itself tells when the daemon is gone
+            user_agent_header=None,
+            proxy=None,
+        )
+    except InvalidStatus as error:
+        sock.close()
+        raise error_of(bytes(error.response.body or b""), error.response.status_code) from None
+    except (InvalidHandshake, OSError, EOFError) as error:
+        sock.close()
+        raise DaemonUnreachable(f"the daemon did not open the stream: {error}") from error
+    with connection:
+        yield Tunnel(connection)
