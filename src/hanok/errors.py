@@ -14,7 +14,7 @@
     ├── HypervisorError             exit 1, HTTP 500  the hypervisor refused or died
     └── GuestError                  exit 1, HTTP 502  the guest did not do what was asked
         ├── AgentUnavailable                          no guest agent answers in the guest
-        └── AgentRefused                              the agent has this command blocked or not at all
+        └── AgentRefused                              the command is blocked or unknown there
 
 ``code`` is stable: programs may test it. ``field`` names the input at fault (``vms.web.memory``),
 ``expected`` what would have been right, ``hint`` what a person can do next.
