@@ -1,1 +1,1 @@
-""""""
+"""Capacity arithmetic and admission: pure functions, no I/O."""
