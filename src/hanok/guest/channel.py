@@ -1,0 +1,263 @@
+"""The channel to a guest's agent: one request at a time, in step even with a guest that is not.
+
+Source: QEMU, docs/interop/qemu-ga-ref. The agent answers in order and echoes the request's ``id``
+(since QEMU 3.1; older ones do not), so an answer that is late, doubled or out of order is known and
+dropped. Whenever an exchange did not end well, the next one first brings both sides back in step
+by ``guest-sync-delimited``: a byte 0xFF ends whatever the other side had begun to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hanok.errors import AgentRefused, AgentUnavailable, GuestError
+from hanok.guest.text import printable
+from hanok.guest.wire import Flood, WireReader, encode_request, parse_reply
+
+# A sync is sent again after these seconds: what was sent before the agent opened its port can be
+# lost (a serial port's FIFO is cleared), what was not lost is answered and dropped.
+_FIRST_SYNC_WAIT = 0.1
+_LONGEST_SYNC_WAIT = 0.5
+_CLOSE_LIMIT = 5.0
+_SHUTDOWN_LIMIT = 5.0
+
+
+class AgentChannel:
+    """A connection to a guest agent that stays in step; held open as long as the VM runs.
+
+    An agent without a connection polls its port and costs the guest CPU time.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._wire = WireReader(reader)
+        self._writer = writer
+        self._lock = asyncio.Lock()
+        self._idents = itertools.count(secrets.randbelow(2**30) + 1)
+        self._in_step = False
+        self._echoes = False
+        self._closed: str | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether this connection is of no use any more: open another one."""
+        return self._closed is not None
+
+    async def sync(self, timeout: float) -> None:
+        """Bring both sides in step again; returns as soon as the agent answers.
+
+        Raises AgentUnavailable when it does not within ``timeout`` seconds.
+        """
+        with self._failures("a synchronisation", timeout):
+            async with asyncio.timeout(timeout), self._lock:
+                await self._synchronise()
+
+    async def ping(self, timeout: float = 5) -> None:
+        """Return when the agent answers. Raises AgentUnavailable after ``timeout`` seconds."""
+        await self.call("guest-ping", timeout=timeout)
+
+    async def call(
+        self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 30
+    ) -> Any:
+        """Return what the agent's ``command`` returns.
+
+        Raises AgentUnavailable (no answer within ``timeout`` seconds, or the channel is closed),
+        AgentRefused (blocked or unknown command) and GuestError (the command failed).
+        """
+        return await self._request(command, arguments, timeout=timeout)
+
+    async def supported(self) -> frozenset[str]:
+        """Return the commands that this agent would carry out (neither unknown nor blocked)."""
+        answer = expect(dict, await self.call("guest-info"), "guest-info")
+        commands = expect(list, answer.get("supported_commands"), "guest-info")
+        return frozenset(
+            str(entry.get("name"))
+            for entry in commands
+            if isinstance(entry, dict) and entry.get("enabled") is True
+        )
+
+    async def shutdown(self) -> None:
+        """Ask the guest to power off; returns when the agent has taken the request.
+
+        The agent answers only when it fails. So a synchronisation follows: it is answered after a
+        failure would have been, and a guest that goes down before that has taken the request too.
+        """
+        with self._failures("guest-shutdown", _SHUTDOWN_LIMIT):
+            async with asyncio.timeout(_SHUTDOWN_LIMIT), self._lock:
+                if not self._in_step:
+                    await self._synchronise()
+                self._in_step = False
+                await self._shut_down()
+
+    async def set_time(self, seconds: float) -> None:
+        """Set the guest's clock to ``seconds`` since the epoch."""
+        try:
+            await self.call("guest-set-time", {"time": int(seconds * 1_000_000_000)})
+        except AgentRefused:
+            raise
+        except GuestError as error:
+            # The agent sets the clock first and then writes the hardware clock, which many
+            # virtual machines do not have: that failure leaves the clock right.
+            if "hwclock" not in error.message:
+                raise
+
+    async def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        self._closed = self._closed or "it was closed"
+        self._writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_LIMIT):
+                await self._writer.wait_closed()
+
+    async def _request(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float,
+        idle: float | None = None,
+    ) -> Any:
+        """Carry out one exchange within ``timeout`` seconds, silences no longer than ``idle``."""
+        with self._failures(command, timeout if idle is None else min(idle, timeout)):
+            async with asyncio.timeout(timeout), self._lock:
+                if not self._in_step:
+                    async with asyncio.timeout(idle):
+                        await self._synchronise()
+                self._in_step = False
+                reply = await self._exchange(command, arguments, idle)
+                self._in_step = True
+        if "error" in reply:
+            raise _refusal(command, reply["error"])
+        return reply["return"]
+
+    @contextlib.contextmanager
+    def _failures(self, what: str, limit: float) -> Iterator[None]:
+        """Turn everything that can happen to an exchange into Hanok's errors."""
+        if self._closed is not None:
+            raise AgentUnavailable(f"the connection to the guest agent is gone: {self._closed}")
+        try:
+            yield
+        except TimeoutError:
+            raise AgentUnavailable(
+                f"the guest agent did not answer {what} within {limit:g} s",
+                hint="see whether qemu-guest-agent runs in the guest: hanok console",
+            ) from None
+        except Flood as error:
+            self._give_up(str(error))
+            raise GuestError(
+                f"{error}; the connection was closed",
+                hint="let the command write into a file in the guest, and copy that",
+            ) from None
+        except AgentUnavailable as error:
+            self._give_up(error.message)
+            raise
+        except OSError as error:
+            self._give_up(str(error))
+            raise AgentUnavailable(f"the channel to the guest agent broke: {error}") from error
+
+    def _give_up(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        self._writer.close()
+
+    async def _send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def _synchronise(self) -> None:
+        """Send syncs until one is answered; the caller holds the lock and a time limit.
+
+        Each wait is for an answer, not a pause: it only ends early what seems lost.
+        """
+        self._in_step = False
+        idents: set[int] = set()
+        wait = _FIRST_SYNC_WAIT
+        while True:
+            ident = next(self._idents)
+            idents.add(ident)
+            await self._send_sync(ident)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._receive_sync(idents)
+                self._in_step = True
+                return
+            wait = min(2 * wait, _LONGEST_SYNC_WAIT)
+
+    async def _send_sync(self, ident: int) -> None:
+        await self._send(b"\xff" + encode_request("guest-sync-delimited", {"id": ident}, ident))
+
+    async def _receive_sync(self, idents: set[int]) -> None:
+        while True:
+            reply = parse_reply(await self._wire.read_after_sentinel())
+            if reply is not None and _number(reply.get("return")) in idents:
+                self._echoes = "id" in reply
+                return
+
+    async def _exchange(
+        self, command: str, arguments: Mapping[str, Any] | None, idle: float | None
+    ) -> dict[str, Any]:
+        """Send a request and return its answer, whatever else comes before it."""
+        ident = next(self._idents)
+        await self._send(encode_request(command, arguments, ident))
+        while True:
+            line = await self._wire.read_line(idle)
+            if b"\xff" in line:
+                continue  # an earlier sync's answer
+            reply = parse_reply(line)
+            if reply is not None and self._answers(reply, ident):
+                return reply
+
+    def _answers(self, reply: dict[str, Any], ident: int) -> bool:
+        found = reply.get("id")
+        return found == ident if self._echoes else found is None or found == ident
+
+    async def _shut_down(self) -> None:
+        request = next(self._idents)
+        sync = next(self._idents)
+        await self._send(encode_request("guest-shutdown", {"mode": "powerdown"}, request))
+        await self._send_sync(sync)
+        with contextlib.suppress(TimeoutError, AgentUnavailable):
+            while True:
+                line = await self._wire.read_line(_SHUTDOWN_LIMIT / 2)
+                reply = parse_reply(line.rpartition(b"\xff")[2])
+                if reply is None:
+                    continue
+                if "error" in reply and self._answers(reply, request):
+                    raise _refusal("guest-shutdown", reply["error"])
+                if reply.get("return") == sync:
+                    self._in_step = True
+                    return
+
+
+def expect(kind: type[Any], value: object, command: str) -> Any:
+    """Return ``value`` if it is a ``kind``. Raises GuestError: the agent's answer is malformed."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise GuestError(
+            f"the guest agent's answer to {command} is malformed: {printable(value, 60)}"
+        )
+    return value
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _refusal(command: str, error: object) -> GuestError:
+    """Return the error that an error reply stands for."""
+    found = error if isinstance(error, dict) else {}
+    text = printable(found.get("desc", "no reason given"))
+    if found.get("class") != "CommandNotFound" and "has been disabled" not in text:
+        return GuestError(f"the guest agent could not do {command}: {text}")
+    if "disabled" in text:
+        return AgentRefused(
+            f"the guest agent has {command} blocked: {text}",
+            hint="take it out of the block list in the guest (/etc/sysconfig/qemu-ga or"
+            " /etc/qemu/qemu-ga.conf) and restart qemu-guest-agent there; or use SSH",
+        )
+    return AgentRefused(
+        f"the guest agent does not know {command}: {text}",
+        hint="update qemu-guest-agent in the guest",
+    )
