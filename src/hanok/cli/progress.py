@@ -1,0 +1,194 @@
+"""Follow operations to their end: bars on a terminal, plain lines elsewhere, nothing for JSON."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self
+
+from hanok.cli.base import Session, program_name
+from hanok.cli.output import Output, printable
+from hanok.client.client import Client, failure
+from hanok.client.wire import FINAL_STATES, OperationWire
+from hanok.errors import HanokError
+
+
+class View(Protocol):
+    """Shows how operations go."""
+
+    def show(self, operation: OperationWire) -> None:
+        """Show ``operation`` as it is now."""
+        ...
+
+
+def follow(session: Session, operation: OperationWire) -> OperationWire:
+    """Follow one operation to its end and return it. Raises the error that it ended with."""
+    final = follow_all(session, [operation])[0]
+    error = failure(final)
+    if error is not None:
+        raise error
+    return final
+
+
+def follow_all(session: Session, operations: Sequence[OperationWire]) -> list[OperationWire]:
+    """Follow ``operations`` to their ends and return them in the same order.
+
+    Ctrl-C ends the following, not the operations: it says so and raises KeyboardInterrupt.
+    """
+    latest = {operation["id"]: operation for operation in operations}
+    try:
+        with _view(session.out) as view:
+            for operation in operations:
+                view.show(operation)
+            for operation in _changes(session.client, operations):
+                latest[operation["id"]] = operation
+                view.show(operation)
+    except KeyboardInterrupt:
+        _say_goes_on(session.out, list(latest.values()))
+    return [latest[operation["id"]] for operation in operations]
+
+
+def _changes(client: Client, operations: Sequence[OperationWire]) -> Iterator[OperationWire]:
+    going = [one["id"] for one in operations if one["state"] not in FINAL_STATES]
+    if len(going) == 1:
+        yield from client.follow(going[0])
+    elif going:
+        yield from _merged(client, going)
+
+
+def _merged(client: Client, idents: Sequence[str]) -> Iterator[OperationWire]:
+    """Yield the changes of several operations as they come."""
+    found: queue.SimpleQueue[OperationWire | HanokError | None] = queue.SimpleQueue()
+
+    def pump(ident: str) -> None:
+        try:
+            for operation in client.follow(ident):
+                found.put(operation)
+            found.put(None)
+        except HanokError as error:
+            found.put(error)
+
+    for ident in idents:
+        threading.Thread(target=pump, args=(ident,), daemon=True).start()
+    left = len(idents)
+    broken: HanokError | None = None
+    while left:
+        item = found.get()
+        if item is None or isinstance(item, HanokError):
+            left -= 1
+            broken = broken or item
+        else:
+            yield item
+    if broken is not None:
+        raise broken
+
+
+def _say_goes_on(out: Output, operations: Sequence[OperationWire]) -> NoReturn:
+    program = program_name()
+    out.note("")
+    for operation in operations:
+        if operation["state"] not in FINAL_STATES:
+            ident = operation["id"]
+            out.note(
+                f"{title_of(operation)} goes on in the daemon.\n"
+                f"  follow it again:  {program} operations follow {ident}\n"
+                f"  cancel it:        {program} operations cancel {ident}"
+            )
+    raise KeyboardInterrupt
+
+
+def title_of(operation: OperationWire) -> str:
+    """Return what ``operation`` does, such as ``run web``."""
+    return printable(f"{operation['kind']} {operation['target']}".rstrip())
+
+
+def _view(out: Output) -> AbstractContextManager[View]:
+    if out.as_json:
+        return nullcontext(_Silent())
+    if sys.stderr.isatty() and not _is_dumb():
+        return _Bars(out.no_color)
+    return nullcontext(_Lines(out))
+
+
+def _is_dumb() -> bool:
+    import os
+
+    return os.environ.get("TERM", "dumb") == "dumb"
+
+
+class _Silent:
+    def show(self, operation: OperationWire) -> None:
+        """Show nothing."""
+
+
+class _Lines:
+    """A line for each new message, so that a log shows how far it came."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._last: dict[str, str] = {}
+
+    def show(self, operation: OperationWire) -> None:
+        """Print the message when it is new."""
+        message = operation["message"]
+        if message and self._last.get(operation["id"]) != message:
+            self._last[operation["id"]] = message
+            self._out.note(f"{title_of(operation)}: {printable(message)}")
+
+
+class _Bars:
+    """A line for each operation: title, bar, message, time. They vanish at the end."""
+
+    def __init__(self, no_color: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
+
+        self._progress = Progress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn(
+                "{task.fields[message]}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            console=Console(stderr=True, no_color=no_color, highlight=False),
+            transient=True,
+            expand=True,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, operation: OperationWire) -> None:
+        """Move the operation's bar; without a fraction it only shows that something happens."""
+        ident = operation["id"]
+        if ident not in self._tasks:
+            self._tasks[ident] = self._progress.add_task(
+                title_of(operation), total=None, message=""
+            )
+        fraction = operation["fraction"]
+        if operation["state"] in FINAL_STATES:
+            fraction = 1.0
+        self._progress.update(
+            self._tasks[ident],
+            total=None if fraction is None else 1.0,
+            completed=fraction or 0.0,
+            message=printable(operation["message"]),
+        )
