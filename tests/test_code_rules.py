@@ -1,0 +1,98 @@
+"""The rules of the code base, checked like everything else: the same commands as make check."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+LONGEST_FILE = 600
+HYPERVISOR_CONTRACT = 200
+
+# Written in pieces, so that this file does not name what it looks for.
+INDEX_HOSTS = tuple(
+    ".".join(parts)
+    for parts in (
+        ("files", "pythonhosted", "org"),
+        ("pypi", "org"),
+        ("deb", "debian", "org"),
+        ("security", "debian", "org"),
+        ("ftp", "debian", "org"),
+        ("archive", "debian", "org"),
+        ("registry", "npmjs", "org"),
+    )
+)
+TEXT_SUFFIXES = frozenset(
+    {".py", ".toml", ".md", ".yaml", ".yml", ".sh", ".lock", ".txt", ".cfg", ".service", ".svg", ""}
+)
+
+
+def _tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout, or git does not trust its owner")
+    names = listed.stdout.decode().split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["lint-imports"],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_linters(command: list[str]) -> None:
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_files_stay_small() -> None:
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text().splitlines())
+        for path in _tracked()
+        if path.suffix == ".py"
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
+    contract = Path("src/hanok/hypervisors/base.py")
+    assert lengths.get(contract, 0) < HYPERVISOR_CONTRACT
+
+
+def test_no_file_names_a_package_index() -> None:
+    found = [
+        f"{path.relative_to(ROOT)} names {host}"
+        for path in _tracked()
+        if path.suffix in TEXT_SUFFIXES
+        for host in INDEX_HOSTS
+        if host in path.read_text(errors="replace")
+    ]
+    assert found == []
+
+
+def test_the_lock_names_no_index_and_pins_with_hashes() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [
+        line for line in lines if line.lstrip().startswith("--") and "--hash=" not in line
+    ] == []
+    pins = [line for line in lines if line and line[0].isalnum()]
+    assert pins
+    assert [line for line in pins if "==" not in line or not line.rstrip().endswith("\\")] == []
+
+
+def test_shell_scripts_stop_at_the_first_failure() -> None:
+    scripts = [
+        path for path in _tracked() if path.suffix == ".sh" and path.parent.name == "scripts"
+    ]
+    lax = [path.name for path in scripts if "set -e" not in path.read_text()]
+    assert lax == []
