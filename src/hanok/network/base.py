@@ -1,0 +1,120 @@
+"""The contract of networks, and the pure choices of subnets, addresses and MACs."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
+
+from hanok.errors import Conflict
+from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
+
+POOL = ipaddress.IPv4Network("10.87.0.0/16")
+_SUBNET_PREFIX = 24
+
+
+class Networks(Protocol):
+    """Networks of VMs. Every method is safe to repeat; each may raise HostError.
+
+    A network that was never ensured, or was stopped, answers HostError ("is not running") to all
+    but ``ensure``, ``detach``, ``status``, ``stop`` and ``sweep``.
+    """
+
+    async def ensure(self, record: NetworkRecord, ports: Sequence[NetworkPort]) -> NetworkStatus:
+        """Start the network, or adopt it when it runs, and bring it to exactly these ports.
+
+        Taps of VMs that stay are left alone. Raises Conflict (field ``publish``) when a host port
+        is taken by somebody else, but only after everything else was put in place.
+        """
+        ...
+
+    async def attach(self, network: str, port: NetworkPort) -> int:
+        """Plug a VM in: lease, name, filters, published ports and a tap in the bridge.
+
+        Returns an open tap descriptor for the hypervisor; the caller closes it, and the tap
+        vanishes with its last descriptor. A stale tap of the same VM is replaced. On failure
+        the VM is not attached. Raises Conflict when a MAC, an address or a host port is taken.
+        """
+        ...
+
+    async def detach(self, network: str, vm: str) -> None:
+        """Unplug VM ``vm`` (uuid): no lease, name, filter entry, tap or published port is left."""
+        ...
+
+    async def publish(self, network: str, port: NetworkPort) -> None:
+        """Make the published ports of this VM exactly ``port.publish``, all of them or none.
+
+        Raises Conflict (field ``publish``) naming the host port that is taken, NotFound when the
+        VM is not attached.
+        """
+        ...
+
+    async def connect(self, network: str, address: str, port: int, timeout: float) -> socket.socket:
+        """Return a non-blocking TCP socket that is connected to a guest of the network.
+
+        Raises GuestError when the guest refuses or does not answer within ``timeout`` seconds.
+        """
+        ...
+
+    async def status(self, name: str) -> NetworkStatus:
+        """Return how the network is seen to be; never raises for an unknown one."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """End the network: no process, namespace or file of it is left."""
+        ...
+
+    async def sweep(self, known: Collection[str]) -> None:
+        """End what is left of networks whose name is not in ``known``."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all networks and stop none."""
+        ...
+
+
+def free_subnet(taken: Iterable[str]) -> str:
+    """Return the first /24 of 10.87.0.0/16 that overlaps none of ``taken`` (IPv4 with prefix).
+
+    ``taken`` holds the subnets of the networks that exist and the host's own routes; a default
+    route (0.0.0.0/0) counts for nothing. Raises Conflict when none is free.
+    """
+    used = [ipaddress.IPv4Network(text, strict=False) for text in taken]
+    for candidate in POOL.subnets(new_prefix=_SUBNET_PREFIX):
+        if not any(network.prefixlen and candidate.overlaps(network) for network in used):
+            return str(candidate)
+    raise Conflict(
+        f"every subnet of {POOL} is taken by a network or by a route of this host",
+        field="subnet",
+        hint="name a private subnet that is free, or delete a network",
+    )
+
+
+def make_mac(uuid: str, index: int) -> str:
+    """Return the MAC of VM ``uuid``'s NIC number ``index``: the same at each call.
+
+    Locally administered and unicast, 32 bits of a hash: two VMs may meet, so the caller checks
+    and asks again with another index.
+    """
+    digest = hashlib.sha256(f"{uuid}/{index}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *digest[:4]))
+
+
+def free_address(subnet: str, taken: Collection[str]) -> str:
+    """Return the lowest host address of ``subnet`` that is neither its gateway nor taken.
+
+    Raises Conflict when the subnet is full.
+    """
+    used = frozenset(taken)
+    hosts = ipaddress.IPv4Network(subnet).hosts()
+    next(hosts)  # the gateway
+    for address in hosts:
+        if str(address) not in used:
+            return str(address)
+    raise Conflict(
+        f"no address of {subnet} is free",
+        field="networks",
+        hint="delete a VM of this network, or create a network with a larger subnet",
+    )

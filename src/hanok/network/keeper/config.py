@@ -1,0 +1,115 @@
+"""What the keeper is told when it starts, and the ports that it is told later."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hanok.errors import Conflict, InvalidInput
+
+BRIDGE = "br0"
+OUT = "out0"
+# Every network has its own link layer, so all gateways may share one address; no VM's MAC
+# begins like this.
+GATEWAY_MAC = "02:68:61:6e:6f:6b"
+# The leg that pasta makes; link-local, so that it never collides with a subnet.
+OUT_ADDRESS = "169.254.77.2"
+OUT_GATEWAY = "169.254.77.1"
+OUT_PREFIX = 24
+DNS_FORWARD = "169.254.77.53"
+DOMAIN = "hanok"
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to start: ``socket`` and ``routes`` are inherited descriptors.
+
+    ``uid`` is the unprivileged user to become, None when the daemon is not root. ``socket``
+    listens for the daemon; ``routes`` is a netlink socket in the host's network namespace.
+    """
+
+    name: str
+    home: str
+    subnet: str
+    uid: int | None
+    socket: int
+    routes: int
+
+    def dump(self) -> str:
+        """Return the one argument of the keeper's command line."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str) -> Config:
+        """Return the configuration that ``dump`` wrote."""
+        return cls(**json.loads(text))
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        """The subnet."""
+        return ipaddress.IPv4Network(self.subnet)
+
+    @property
+    def gateway(self) -> str:
+        """The keeper's own address in the subnet: its first."""
+        return str(self.network[1])
+
+
+@dataclass(frozen=True)
+class Port:
+    """A VM's port: who may send with which addresses, under which name it is found."""
+
+    vm: str
+    host_name: str
+    mac: str
+    address: str
+
+    @property
+    def tap(self) -> str:
+        """The name of its tap: at most 15 characters, the same for the same VM."""
+        return "t" + hashlib.sha256(self.vm.encode()).hexdigest()[:14]
+
+
+def parse_port(body: Mapping[str, Any], config: Config) -> Port:
+    """Return the port in a message; raises InvalidInput when it may not become part of a rule."""
+    port = Port(
+        vm=str(body["vm"]),
+        host_name=str(body["host_name"]),
+        mac=str(body["mac"]).lower(),
+        address=str(ipaddress.IPv4Address(str(body["address"]))),
+    )
+    if _NAME.fullmatch(port.host_name) is None:
+        raise InvalidInput(f"{port.host_name!r} is not a host name", field="host_name")
+    if _MAC.fullmatch(port.mac) is None or int(port.mac[:2], 16) & 1 or port.mac == GATEWAY_MAC:
+        raise InvalidInput(f"{port.mac!r} is not the MAC of a guest", field="mac")
+    address = ipaddress.IPv4Address(port.address)
+    reserved = (config.gateway, str(config.network[0]), str(config.network[-1]))
+    if address not in config.network or port.address in reserved:
+        raise InvalidInput(
+            f"{port.address} is not the address of a guest",
+            field="address",
+            expected=f"an address of {config.subnet} other than {config.gateway}",
+        )
+    return port
+
+
+def check_distinct(ports: Iterable[Port]) -> None:
+    """Raise Conflict when two ports share a MAC, an address or a host name."""
+    seen: dict[tuple[str, str], Port] = {}
+    for port in ports:
+        for field in ("mac", "address", "host_name"):
+            value = getattr(port, field)
+            other = seen.setdefault((field, value), port)
+            if other is not port:
+                raise Conflict(
+                    f"{field} {value} is taken by VM {other.vm} of the same network", field=field
+                )

@@ -1,0 +1,101 @@
+"""The packet filters of a network, as text for nft: pure functions.
+
+Frames are judged when they enter the bridge, in the bridge family, by sets that pin each port.
+Only ether, arp, ip and udp matches are used: others (ct, reject, VLAN filtering, meta ibrname)
+fail in that family on some kernels. What leaves the subnet, or is for the keeper itself, is
+judged in the inet family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hanok.network.keeper.config import BRIDGE, OUT, Config, Port
+
+# 288 bits behind a UDP header's start: the client's hardware address of BOOTP (RFC 951), which
+# a guest could fake to decline or take somebody else's lease.
+_CHADDR = "@th,288,48"
+# Never a way out: this host and its links, documentation of IANA: RFC 6890. The pool of Hanok's
+# own subnets and the host's addresses are added to it.
+NEVER = (
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "10.87.0.0/16",
+)
+
+
+def base_rules(config: Config) -> str:
+    """Return the rules of a network without ports; nothing passes until a port is added."""
+    return f"""
+table bridge hanok {{
+  set macs {{ typeof iifname . ether saddr; }}
+  set arps {{ typeof iifname . arp saddr ether . arp saddr ip; }}
+  set addresses {{ typeof iifname . ether saddr . ip saddr; }}
+  set clients {{ typeof iifname . {_CHADDR}; }}
+  chain prerouting {{
+    type filter hook prerouting priority -300; policy drop;
+    iifname . ether saddr != @macs drop
+    ether type arp iifname . arp saddr ether . arp saddr ip @arps accept
+    ether type ip jump ip4
+  }}
+  chain ip4 {{
+    udp sport 67 drop
+    udp dport 67 iifname . {_CHADDR} != @clients drop
+    iifname . ether saddr . ip saddr @addresses accept
+    ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
+  }}
+}}
+table inet hanok {{
+  set never {{ type ipv4_addr; flags interval; auto-merge; }}
+  chain input {{
+    type filter hook input priority filter; policy drop;
+    iifname "lo" accept
+    ct state established,related accept
+    iifname "{BRIDGE}" udp sport 68 udp dport 67 accept
+    iifname "{BRIDGE}" ip daddr {config.gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+    iifname "{BRIDGE}" ip daddr {config.gateway} icmp type echo-request accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    iifname "{BRIDGE}" oifname "{BRIDGE}" accept
+    iifname "{BRIDGE}" ip daddr @never reject with icmp type admin-prohibited
+    iifname "{BRIDGE}" oifname "{OUT}" ip saddr {config.subnet} accept
+    iifname "{OUT}" oifname "{BRIDGE}" ct state established,related accept
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{OUT}" ip saddr {config.subnet} masquerade
+  }}
+}}
+{never_rules(())}"""
+
+
+def port_rules(ports: Iterable[Port]) -> str:
+    """Return the rules that make the pinned ports exactly ``ports``, in one transaction."""
+    macs, arps, addresses, clients = [], [], [], []
+    for port in ports:
+        macs.append(f'"{port.tap}" . {port.mac}')
+        arps.append(f'"{port.tap}" . {port.mac} . {port.address}')
+        addresses.append(f'"{port.tap}" . {port.mac} . {port.address}')
+        clients.append(f'"{port.tap}" . 0x{port.mac.replace(":", "")}')
+    return (
+        _set("bridge", "macs", macs)
+        + _set("bridge", "arps", arps)
+        + _set("bridge", "addresses", addresses)
+        + _set("bridge", "clients", clients)
+    )
+
+
+def never_rules(networks: Iterable[str]) -> str:
+    """Return the rules that make the forbidden destinations NEVER and ``networks``."""
+    return _set("inet", "never", [*NEVER, *networks])
+
+
+def _set(family: str, name: str, elements: list[str]) -> str:
+    rules = f"flush set {family} hanok {name}\n"
+    if elements:
+        rules += f"add element {family} hanok {name} {{ {', '.join(elements)} }}\n"
+    return rules

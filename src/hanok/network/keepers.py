@@ -1,0 +1,383 @@
+"""Networks as root: each in namespaces of its own, held by a keeper that outlives the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hanok.errors import HanokError, HostError, InvalidInput, TimedOut
+from hanok.model.base import NAME_PATTERN
+from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
+from hanok.network import outward, wire
+from hanok.network.client import ask
+from hanok.network.keeper.config import Config
+from hanok.network.keeper.routes import open_routes
+from hanok.network.publish import Key, as_mapping, as_publishes, open_listeners
+from hanok.proc import (
+    Owner,
+    Runner,
+    find_owned,
+    kill_and_wait,
+    send_signal,
+    wait_for_exit,
+)
+
+KIND = "keeper"
+_OWN_KINDS = (KIND, outward.KIND, "dnsmasq")
+_START_TIMEOUT = 20
+_TERM_TIMEOUT = 5
+_QUICK_DEATHS = 3  # of pasta in a row, before it is left alone
+_STABLE = 60.0
+
+
+class KeeperNetworks:
+    """Implements ``hanok.network.base.Networks``; see there for what each method promises.
+
+    ``folder`` gets a folder a network (its socket and logs); ``home`` is the data directory in
+    the marks of our processes; ``python`` runs the keeper.
+    """
+
+    def __init__(
+        self, folder: Path, home: Path, runner: Runner, python: str = sys.executable
+    ) -> None:
+        self._folder = folder
+        self._home = home
+        self._runner = runner
+        self._python = python
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._records: dict[str, NetworkRecord] = {}
+        self._reasons: dict[str, str | None] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    async def ensure(self, record: NetworkRecord, ports: Sequence[NetworkPort]) -> NetworkStatus:
+        """See Networks.ensure."""
+        name = record.name
+        async with self._locks[name]:
+            keeper = await self._find_or_start(record)
+            self._records[name] = record
+            others = [r.subnet for r in self._records.values() if r.name != name]
+            body = {"ports": [_port_body(port) for port in ports], "others": others}
+            seen = await self._ask(name, "ports", body)
+            problems = await self._publish_all(name, ports, _published(seen))
+            await self._ensure_outward(record, keeper)
+            if problems:
+                raise problems[0]
+            return await self._status(name)
+
+    async def attach(self, network: str, port: NetworkPort) -> int:
+        """See Networks.attach."""
+        as_mapping(port.publish)
+        async with self._locks[network], contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._detach, network, port.vm)
+            answer = await self._ask(network, "attach", {"port": _port_body(port)})
+            tap = answer.descriptors[0]
+            undo.callback(os.close, tap)
+            held = _published(await self._ask(network, "status"))
+            await self._publish(network, port, held.get(port.vm, {}))
+            undo.pop_all()
+            return tap
+
+    async def detach(self, network: str, vm: str) -> None:
+        """See Networks.detach."""
+        async with self._locks[network]:
+            await self._detach(network, vm)
+
+    async def publish(self, network: str, port: NetworkPort) -> None:
+        """See Networks.publish."""
+        async with self._locks[network]:
+            held = _published(await self._ask(network, "status"))
+            await self._publish(network, port, held.get(port.vm, {}))
+
+    async def connect(self, network: str, address: str, port: int, timeout: float) -> socket.socket:
+        """See Networks.connect."""
+        body = {"address": address, "port": port, "timeout": timeout}
+        answer = await self._ask(network, "connect", body, timeout=timeout + 10)
+        sock = socket.socket(fileno=answer.descriptors[0])
+        sock.setblocking(False)
+        return sock
+
+    async def status(self, name: str) -> NetworkStatus:
+        """See Networks.status."""
+        try:
+            return await self._status(name)
+        except HanokError as error:
+            return NetworkStatus(running=False, reason=error.message)
+
+    async def stop(self, name: str) -> None:
+        """See Networks.stop."""
+        async with self._locks[name]:
+            await self._end(name)
+            self._records.pop(name, None)
+
+    async def sweep(self, known: Collection[str]) -> None:
+        """See Networks.sweep."""
+        found = {p.owner.ident for p in find_owned(self._home) if p.owner.kind in _OWN_KINDS}
+        if self._folder.exists():
+            found |= {entry.name for entry in self._folder.iterdir() if entry.is_dir()}
+        for name in sorted(found - set(known)):
+            await self.stop(name)
+
+    async def close(self) -> None:
+        """See Networks.close."""
+        watchers = list(self._watchers.values())
+        self._watchers.clear()
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+
+    def _path(self, name: str) -> Path:
+        if re.fullmatch(NAME_PATTERN, name) is None:
+            raise InvalidInput(f"{name!r} is not the name of a network", field="name")
+        return self._folder / name
+
+    async def _ask(
+        self,
+        network: str,
+        op: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        descriptors: Sequence[int] = (),
+        timeout: float = 30,
+    ) -> wire.Message:
+        path = self._path(network) / "keeper.sock"
+        return await ask(path, op, body, descriptors=descriptors, timeout=timeout)
+
+    async def _status(self, name: str) -> NetworkStatus:
+        seen = (await self._ask(name, "status")).body
+        out = bool(seen["outward"])
+        reason = seen["failure"] or (None if out else self._reasons.get(name))
+        return NetworkStatus(running=seen["failure"] is None, outward=out, reason=reason)
+
+    # Starting and ending
+
+    def _find_keeper(self, name: str) -> int | None:
+        for process in find_owned(self._home, KIND):
+            if process.owner.ident == name:
+                return process.pid
+        return None
+
+    async def _find_or_start(self, record: NetworkRecord) -> int:
+        pid = self._find_keeper(record.name)
+        if pid is not None:
+            try:
+                seen = (await self._ask(record.name, "status")).body
+                if seen["subnet"] == record.subnet and seen["protocol"] == wire.PROTOCOL:
+                    return pid
+            except TimedOut:
+                raise  # it lives: ending it would cut off its VMs
+            except HostError:
+                pass  # nobody can reach it any more
+        await self._end(record.name)
+        return await self._start(record)
+
+    async def _start(self, record: NetworkRecord) -> int:
+        path = self._path(record.name)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = path / "keeper.log"
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._end, record.name)
+            pid = await self._spawn(record, path / "keeper.sock", log)
+            try:
+                await self._ask(record.name, "status", timeout=_START_TIMEOUT)
+            except HostError as error:
+                said = log.read_text(errors="replace").strip()[-1000:]
+                raise HostError(
+                    f"network {record.name} did not start: {said or error.message}",
+                    hint="it needs iproute2, nftables, dnsmasq-base and /dev/net/tun",
+                ) from error
+            undo.pop_all()
+            return pid
+
+    async def _spawn(self, record: NetworkRecord, path: Path, log: Path) -> int:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+            open_routes() as routes,
+        ):
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(64)
+            config = Config(
+                name=record.name,
+                home=str(self._home),
+                subnet=record.subnet,
+                uid=_uid(record),
+                socket=listener.fileno(),
+                routes=routes.fileno(),
+            )
+            return await self._runner.spawn(
+                [self._python, "-I", "-m", "hanok.network.keeper", config.dump()],
+                owner=Owner(home=str(self._home), kind=KIND, ident=record.name),
+                output=log,
+                pass_fds=(listener.fileno(), routes.fileno()),
+            )
+
+    async def _end(self, name: str) -> None:
+        path = self._path(name)
+        watcher = self._watchers.pop(name, None)
+        if watcher is not None and watcher is not asyncio.current_task():
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+        keeper = self._find_keeper(name)
+        if keeper is not None:
+            send_signal(keeper, signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wait_for_exit(keeper), _TERM_TIMEOUT)
+        for process in list(find_owned(self._home)):
+            if process.owner.kind in _OWN_KINDS and process.owner.ident == name:
+                await kill_and_wait(process.pid)
+        self._reasons.pop(name, None)
+        if path.exists():
+            await asyncio.to_thread(shutil.rmtree, path)
+
+    async def _detach(self, network: str, vm: str) -> None:
+        if not (self._path(network) / "keeper.sock").exists():
+            return
+        if self._find_keeper(network) is None:
+            return  # what is gone holds nothing
+        await self._ask(network, "detach", {"vm": vm})
+
+    # The way out
+
+    async def _ensure_outward(self, record: NetworkRecord, keeper: int) -> None:
+        name = record.name
+        if not record.outward:
+            self._reasons[name] = "the network was created without a way out"
+            return
+        pids = outward.find_pasta(self._home, name)
+        if pids and outward.is_attached(keeper):
+            self._watch(record, pids[0])
+            return
+        for pid in pids:
+            await kill_and_wait(pid)
+        try:
+            pid = await outward.start_pasta(
+                self._runner,
+                home=self._home,
+                network=name,
+                keeper=keeper,
+                uid=_uid(record),
+                log=self._path(name) / "pasta.log",
+            )
+        except HostError as error:
+            self._reasons[name] = error.message
+            await self._ask(name, "outward", {"upstream": False})
+            return
+        self._reasons[name] = None
+        await self._ask(name, "outward", {"upstream": True})
+        self._watch(record, pid)
+
+    def _watch(self, record: NetworkRecord, pasta: int) -> None:
+        watcher = self._watchers.get(record.name)
+        if watcher is None or watcher.done():
+            self._watchers[record.name] = asyncio.create_task(self._follow(record, pasta))
+
+    async def _follow(self, record: NetworkRecord, pasta: int) -> None:
+        """Start pasta again when it ends, until it ends too quickly too often."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while deaths < _QUICK_DEATHS:
+            started = loop.time()
+            await wait_for_exit(pasta)
+            deaths = deaths + 1 if loop.time() - started < _STABLE else 1
+            async with self._locks[record.name]:
+                keeper = self._find_keeper(record.name)
+                if keeper is None:
+                    return
+                self._reasons[record.name] = "pasta has ended"
+                with contextlib.suppress(HanokError):
+                    await self._ensure_outward(record, keeper)
+            found = outward.find_pasta(self._home, record.name)
+            if not found:
+                return
+            pasta = found[0]
+
+    # Published ports
+
+    async def _publish_all(
+        self, name: str, ports: Sequence[NetworkPort], held: Mapping[str, Mapping[Key, int]]
+    ) -> list[HanokError]:
+        """Publish for all ports; what one loses another may get. Returns what failed."""
+        for port in ports:
+            wanted = as_mapping(port.publish)
+            kept = {k: v for k, v in held.get(port.vm, {}).items() if k in wanted}
+            if kept != held.get(port.vm, {}):
+                await self._send_publish(name, port.vm, kept, {})
+        problems = []
+        for port in ports:
+            try:
+                mine = held.get(port.vm, {})
+                kept = {k: v for k, v in mine.items() if k in as_mapping(port.publish)}
+                await self._publish(name, port, kept)
+            except HanokError as error:
+                problems.append(error)
+        return problems
+
+    async def _publish(self, name: str, port: NetworkPort, held: Mapping[Key, int]) -> None:
+        wanted = as_mapping(port.publish)
+        if dict(held) == wanted:
+            return
+        new = {key: guest for key, guest in wanted.items() if key not in held}
+        # One of our own, on another address, stands in the way of a new one.
+        numbers = {number for _, number in new}
+        stays = {k: v for k, v in held.items() if k in wanted or k[1] not in numbers}
+        if stays != dict(held):
+            await self._send_publish(name, port.vm, stays, {})
+        try:
+            opened = open_listeners(as_publishes(new))
+        except HanokError:
+            gone = {key: guest for key, guest in held.items() if key not in stays}
+            if gone:
+                again = open_listeners(as_publishes(gone))
+                await self._send_publish(name, port.vm, held, again)
+            raise
+        await self._send_publish(name, port.vm, wanted, opened)
+
+    async def _send_publish(
+        self,
+        name: str,
+        vm: str,
+        wanted: Mapping[Key, int],
+        opened: Mapping[Key, socket.socket],
+    ) -> None:
+        """Tell the keeper, which gets its own copies of the sockets; ours are closed."""
+        with contextlib.ExitStack() as stack:
+            for sock in opened.values():
+                stack.enter_context(sock)
+            body = {
+                "vm": vm,
+                "ports": [(address, host, guest) for (address, host), guest in wanted.items()],
+                "new": list(opened),
+            }
+            descriptors = [sock.fileno() for sock in opened.values()]
+            await self._ask(name, "publish", body, descriptors=descriptors)
+
+
+def _uid(record: NetworkRecord) -> int | None:
+    return record.uid if os.geteuid() == 0 else None
+
+
+def _port_body(port: NetworkPort) -> dict[str, str]:
+    return {
+        "vm": port.vm,
+        "host_name": port.host_name,
+        "mac": port.mac,
+        "address": port.address,
+    }
+
+
+def _published(answer: wire.Message) -> dict[str, dict[Key, int]]:
+    return {
+        vm: {(str(address), int(host)): int(guest) for address, host, guest in ports}
+        for vm, ports in answer.body["published"].items()
+    }

@@ -1,0 +1,113 @@
+"""The way out of a network: pasta, attached to the keeper's namespaces from outside.
+
+pasta runs in the host's network namespace as the network's own user and speaks ordinary
+sockets there, so nothing of the host's network configuration changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+from hanok.errors import HostError
+from hanok.network.keeper.config import DNS_FORWARD, OUT, OUT_ADDRESS, OUT_GATEWAY, OUT_PREFIX
+from hanok.proc import Owner, Runner, find_owned, find_program, is_alive, kill_and_wait, reap
+
+KIND = "pasta"
+_TIMEOUT = 10.0
+_ASK_AGAIN = 0.02
+_LOG_LIMIT = 1024 * 1024
+# pasta opens the device as the network's user: see keeper/namespace.py.
+_PRIVATE_TUN = (
+    "mount -t tmpfs -o mode=755,size=64k none /dev/net"
+    ' && mknod -m 666 /dev/net/tun c 10 200 && exec "$@"'
+)
+
+
+def pasta_argv(keeper: int, uid: int | None, mtu: int = 1500) -> list[str]:
+    """Return the command that attaches pasta to the namespaces of process ``keeper``.
+
+    ``uid`` is the network's user, None when the daemon is not root. No port is forwarded in
+    either direction, and no address in the namespace stands for the host's loopback.
+    """
+    argv = ["pasta", "--foreground", "--stderr", "--quiet", "--ipv4-only", "--config-net"]
+    argv += ["--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra", "--no-ndp"]
+    argv += ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
+    argv += ["--userns", f"/proc/{keeper}/ns/user", "--netns", f"/proc/{keeper}/ns/net"]
+    argv += ["--ns-ifname", OUT, "--mtu", str(mtu), "--dns-forward", DNS_FORWARD]
+    argv += ["--address", OUT_ADDRESS, "--netmask", str(OUT_PREFIX), "--gateway", OUT_GATEWAY]
+    if uid is None:
+        return argv
+    become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+    become.append("--no-new-privs")
+    private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _PRIVATE_TUN, "sh"]
+    return [*private, *become, *argv]
+
+
+async def default_route(runner: Runner) -> bool:
+    """Return whether this host has an IPv4 default route."""
+    done = await runner.run(["ip", "-j", "-4", "route", "show", "default"], timeout=10)
+    return bool(json.loads(done.stdout or b"[]"))
+
+
+async def host_routes(runner: Runner) -> tuple[str, ...]:
+    """Return the IPv4 networks that this host has routes to, for ``base.free_subnet``."""
+    done = await runner.run(["ip", "-j", "-4", "route", "show", "table", "all"], timeout=10)
+    found = (str(route.get("dst", "default")) for route in json.loads(done.stdout or b"[]"))
+    return tuple(sorted({route for route in found if route != "default"}))
+
+
+def find_pasta(home: Path, network: str) -> list[int]:
+    """Return the processes that are the way out of ``network``."""
+    return [p.pid for p in find_owned(home, KIND) if p.owner.ident == network]
+
+
+def is_attached(keeper: int) -> bool:
+    """Return whether the namespace of process ``keeper`` has its way out."""
+    try:
+        routes = Path(f"/proc/{keeper}/net/route").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split()[:2] == [OUT, "00000000"] for line in routes)
+
+
+async def start_pasta(
+    runner: Runner, *, home: Path, network: str, keeper: int, uid: int | None, log: Path
+) -> int:
+    """Attach a new pasta to the keeper and return its pid once traffic can pass.
+
+    Raises HostError with what pasta said when it cannot.
+    """
+    if find_program("pasta") is None:
+        raise HostError("the program pasta is not installed (package passt)")
+    if not await default_route(runner):
+        raise HostError("this host has no default route")
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        os.truncate(log, 0)
+    start = log.stat().st_size if log.exists() else 0
+    owner = Owner(home=str(home), kind=KIND, ident=network)
+    pid = await runner.spawn(pasta_argv(keeper, uid), owner=owner, output=log)
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            while not is_attached(keeper):
+                if not is_alive(pid):
+                    reap(pid)
+                    raise HostError(f"pasta did not start: {_said(log, start)}")
+                await asyncio.sleep(_ASK_AGAIN)
+    except BaseException as error:
+        await kill_and_wait(pid)
+        if isinstance(error, TimeoutError):
+            raise HostError(f"pasta did not attach within {_TIMEOUT:g} s") from None
+        raise
+    return pid
+
+
+def _said(log: Path, start: int) -> str:
+    """Return the last lines of the log, without pasta's complaints about a missing syslog."""
+    with open(log, "rb") as file:
+        file.seek(start)
+        lines = file.read(65536).decode("utf-8", "replace").splitlines()
+    kept = [line for line in lines if line and "to syslog" not in line]
+    return "; ".join(kept[-3:]) or "it said nothing"
