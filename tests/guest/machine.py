@@ -1,0 +1,95 @@
+"""A guest of plain QEMU, with the channels that Hanok gives its guests, for the tests here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanok.guest.agent import AgentConnection
+from hanok.guest.console import ConsoleHub
+from hanok.model.image import Image, Kernel
+from hanok.model.vm import Mode
+
+_DEVICES = {
+    Mode.PARA: [
+        "-device virtio-blk-pci,drive=root",
+        "-device virtio-net-pci,romfile=",
+        "-device virtio-serial-pci",
+        "-device virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+    ],
+    Mode.FULL: [
+        "-device ide-hd,drive=root,bus=ide.0",
+        "-device e1000e,romfile=",
+        "-device isa-serial,chardev=agent,index=1",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A running guest: its agent's connection, its console, and QEMU itself."""
+
+    agent: AgentConnection
+    console: ConsoleHub
+    process: asyncio.subprocess.Process
+    agent_socket: Path
+
+
+def _kernel_for(image: Image, mode: Mode) -> Kernel:
+    return next(kernel for kernel in image.kernels if mode in kernel.modes)
+
+
+def _argv(image: Image, folder: Path, mode: Mode, work: Path, memory: int) -> list[str]:
+    """Return QEMU's arguments; the disk is never written, the NIC leads nowhere."""
+    kernel = _kernel_for(image, mode)
+    drive = f"file={folder / image.disk},format={image.disk_format},if=none,id=root,snapshot=on"
+    words = [
+        "qemu-system-x86_64 -M q35 -accel tcg,tb-size=64 -nodefaults -display none -nic none",
+        f"-m {memory} -drive {drive}",
+        f"-kernel {folder / kernel.vmlinuz} -initrd {folder / kernel.initrd}",
+        f"-chardev socket,id=agent,path={work / 'agent'},server=on,wait=off",
+        f"-chardev socket,id=console,path={work / 'console'},server=on,wait=on",
+        "-device isa-serial,chardev=console,index=0",
+        *_DEVICES[mode],
+    ]
+    return [*" ".join(words).split(), "-append", kernel.cmdline]
+
+
+@contextlib.asynccontextmanager
+async def boot(
+    image: Image, folder: Path, mode: Mode, work: Path, memory: int = 256
+) -> AsyncIterator[Guest]:
+    """Boot ``image`` and yield the guest; QEMU has ended and its sockets are gone afterwards."""
+    async with contextlib.AsyncExitStack() as stack:
+        process = await asyncio.create_subprocess_exec(
+            *_argv(image, folder, mode, work, memory), cwd=work
+        )
+        stack.push_async_callback(_end, process)
+        reader, writer = await _open(work / "console", process)
+        hub = ConsoleHub(reader, writer, work / "console.log")
+        await hub.start()
+        stack.push_async_callback(hub.close)
+        agent = AgentConnection(*await _open(work / "agent", process))
+        stack.push_async_callback(agent.close)
+        yield Guest(agent, hub, process, work / "agent")
+
+
+async def _open(
+    path: Path, process: asyncio.subprocess.Process
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a socket that QEMU is about to make."""
+    async with asyncio.timeout(20):
+        while process.returncode is None:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                return await asyncio.open_unix_connection(path)
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"QEMU ended with {process.returncode}")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
