@@ -42,3 +42,12 @@ class CanReprobe(Protocol):
     async def probe_again(self) -> HypervisorFacts:
         """Forget what was measured and measure it again."""
         ...
+
+
+@runtime_checkable
+class CanExplain(Protocol):
+    """Can say why a machine is paused or crashed."""
+
+    async def explain(self, uuid: str) -> str:
+        """Return why, for people; empty when there is nothing to say."""
+        ...

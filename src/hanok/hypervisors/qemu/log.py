@@ -1,0 +1,59 @@
+"""QEMU's own output: a file in a folder that its unprivileged account owns.
+
+A hostile emulator may put a link there under the same name, so that nothing here follows one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+_LONGEST = 1024 * 1024
+_KEPT = 64 * 1024
+_TAIL = 2000
+# Who speaks, and the option it is about: the cause comes after them.
+_PREAMBLE = re.compile(r"^qemu-system-\w+: (-blockdev \{.*\}: |-(device|netdev|chardev) \S+: )?")
+
+
+def start_log(path: Path) -> None:
+    """Make an empty log; the last one is kept beside it, as ``*.1``. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(path.with_name(f"{path.name}.1"))
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+
+
+def last_words(path: Path) -> str:
+    """Return the end of the log in one line, for an error message."""
+    text = _read_end(path, _TAIL).decode("utf-8", "replace")
+    lines = [_PREAMBLE.sub("", line.strip()) for line in text.splitlines()]
+    # TCG says at each start what of the CPU model it lacks; that is never why QEMU ended.
+    told = [line for line in lines if line and "TCG doesn't support requested" not in line]
+    return "; ".join(told[-5:]) or "it said nothing"
+
+
+def trim_log(path: Path) -> None:
+    """Cut the log to its end when it has grown; QEMU appends, so that it may go on meanwhile."""
+    try:
+        if path.lstat().st_size <= _LONGEST:
+            return
+        end = _read_end(path, _KEPT)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    except OSError:
+        return
+    with os.fdopen(descriptor, "ab") as file:
+        file.truncate(0)
+        file.write(b"(older output was cut off)\n" + end)
+
+
+def _read_end(path: Path, size: int) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        with contextlib.suppress(OSError):
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size)
+        return b""

@@ -1,0 +1,381 @@
+"""One QEMU process: started or found again, watched, asked and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from qemu.qmp import QMPError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
+
+from hanok.errors import AgentUnavailable, HypervisorError, TimedOut
+from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
+from hanok.hypervisors.optional import Stream
+from hanok.hypervisors.qemu.argv import (
+    AGENT_SOCKET,
+    CONSOLE_SOCKET,
+    LOG_FILE,
+    PID_FILE,
+    QMP_SOCKET,
+)
+from hanok.hypervisors.qemu.log import last_words, start_log, trim_log
+from hanok.hypervisors.qemu.qmp import QmpConnection, connect_to
+from hanok.proc import Account, Owner, Runner, wait_for_exit
+
+Notify = Callable[[MachineEvent], None]
+Gone = Callable[["QemuProcess"], None]
+
+OWNER_KIND = "vm"
+# Sockets 0600: bind() makes them with all permissions but those of the umask.
+_UMASK = 0o177
+_ANSWER_LIMIT = 20.0
+_CONNECT_LIMIT = 5.0
+_KILL_LIMIT = 10.0
+_POLL = 0.01
+
+# QMP's RunState (qapi/run-state.json) to ours. What is not here runs.
+_STATES = {
+    "paused": RunState.PAUSED,
+    "prelaunch": RunState.PAUSED,
+    "inmigrate": RunState.PAUSED,
+    "postmigrate": RunState.PAUSED,
+    "finish-migrate": RunState.PAUSED,
+    "save-vm": RunState.PAUSED,
+    "restore-vm": RunState.PAUSED,
+    "debug": RunState.PAUSED,
+    "io-error": RunState.PAUSED,
+    "guest-panicked": RunState.CRASHED,
+    "internal-error": RunState.CRASHED,
+    "shutdown": RunState.CRASHED,
+}
+_REASONS = {
+    "io-error": "a disk of the host is full or failing; 'hanok resume' goes on",
+    "guest-panicked": "the guest's kernel panicked",
+    "internal-error": "the hypervisor could not go on (internal error)",
+}
+
+
+class QemuProcess:
+    """A live QEMU process. Made by ``start_process`` or ``adopt_process``.
+
+    ``exited`` is set once the process and its sockets are gone. ``notify`` gets what happens.
+    """
+
+    def __init__(self, machine: Machine, pid: int) -> None:
+        self.uuid = machine.uuid
+        self.pid = pid
+        self.exited = asyncio.Event()
+        self._name = machine.name
+        self._folder = machine.folder
+        self._agent = machine.agent
+        # Taken before the process can be reaped: a signal never hits a stranger with its pid.
+        self._pidfd = os.pidfd_open(pid)
+        self._qmp = QmpConnection(machine.folder / QMP_SOCKET, pid, self._on_event)
+        self._notify: Notify | None = None
+        self._gone: Gone | None = None
+        self._killed = False
+        self._panicked = False
+        self._stopped = False
+        self._shutdown: str | None = None
+        self._io_error = ""
+        self._explaining: asyncio.Task[None] | None = None
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch-{machine.name}")
+
+    def tell(self, notify: Notify, gone: Gone) -> None:
+        """From now on hand events to ``notify``, and call ``gone`` once the process has ended."""
+        self._notify = notify
+        self._gone = gone
+
+    # --- connection -------------------------------------------------------------------------
+
+    async def wait_until_answering(self, limit: float = _ANSWER_LIMIT) -> None:
+        """Wait until QMP answers and says that this is the machine.
+
+        Raises HypervisorError with QEMU's last words when it ends first.
+        """
+        connecting = asyncio.ensure_future(self._connect(limit))
+        gone = asyncio.ensure_future(self.exited.wait())
+        try:
+            await asyncio.wait({connecting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if self.exited.is_set():
+                raise self._ended_early()
+            try:
+                await connecting
+            except HypervisorError:
+                if await self._ends_soon():
+                    raise self._ended_early() from None
+                raise
+        finally:
+            for task in (connecting, gone):
+                task.cancel()
+            await asyncio.gather(connecting, gone, return_exceptions=True)
+
+    def _ended_early(self) -> HypervisorError:
+        return HypervisorError(
+            f"QEMU ended while it started {self._name}: {self._last_words()}",
+            hint=f"its whole output is in {self._folder / LOG_FILE}",
+        )
+
+    async def _connect(self, limit: float) -> None:
+        try:
+            async with asyncio.timeout(limit):
+                async for attempt in AsyncRetrying(
+                    wait=wait_fixed(_POLL),
+                    retry=retry_if_exception_type((OSError, QMPError, EOFError)),
+                ):
+                    with attempt:
+                        await self._qmp.connect()
+        except TimeoutError:
+            raise HypervisorError(
+                f"QEMU of {self._name} did not answer within {limit:g} s",
+                hint=f"see {self._folder / LOG_FILE}; 'hanok stop --force' ends it",
+            ) from None
+        await self._check_identity()
+
+    async def _check_identity(self) -> None:
+        answer = await self._qmp.execute("query-uuid")
+        found = str(answer.get("UUID")) if isinstance(answer, Mapping) else ""
+        if found.lower() != self.uuid.lower():
+            raise HypervisorError(f"the process {self.pid} runs machine {found}, not {self.uuid}")
+        self._stopped = await self.status() != "running"
+
+    # --- what can be asked ------------------------------------------------------------------
+
+    async def status(self) -> str:
+        """Return QMP's word for the state. Raises HypervisorError."""
+        answer = await self._qmp.execute("query-status")
+        return str(answer.get("status")) if isinstance(answer, Mapping) else ""
+
+    async def state(self) -> RunState:
+        """Return the machine's state; ABSENT when the process has ended meanwhile."""
+        if self.exited.is_set():
+            return RunState.ABSENT
+        try:
+            status = await self.status()
+        except HypervisorError:
+            if await self._ends_soon():
+                return RunState.ABSENT
+            raise
+        return _STATES.get(status, RunState.RUNNING)
+
+    async def explain(self) -> str:
+        """Return why the machine is paused or crashed; empty when there is nothing to say."""
+        return "" if self.exited.is_set() else _REASONS.get(await self.status(), "")
+
+    async def execute(self, command: str) -> None:
+        """Run a QMP command without arguments. Raises HypervisorError."""
+        await self._qmp.execute(command)
+
+    async def _ends_soon(self) -> bool:
+        """Whether the process is gone, or about to be: its socket closes before it ends."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self.exited.wait()
+        return self.exited.is_set()
+
+    async def open_stream(self, socket_name: str) -> Stream:
+        """Connect to one of the machine's byte streams. Raises HypervisorError."""
+        try:
+            async with asyncio.timeout(_CONNECT_LIMIT):
+                connection = await connect_to(self._folder / socket_name, self.pid)
+                reader, writer = await asyncio.open_unix_connection(sock=connection)
+        except (OSError, TimeoutError) as error:
+            raise HypervisorError(f"{socket_name} of {self._name} cannot be opened: {error}") from (
+                error
+            )
+        return Stream(reader, writer)
+
+    async def open_console(self) -> Stream:
+        """Connect to the serial console. Raises HypervisorError."""
+        return await self.open_stream(CONSOLE_SOCKET)
+
+    async def open_agent(self) -> Stream:
+        """Connect to the agent's channel. Raises AgentUnavailable."""
+        if not self._agent:
+            raise AgentUnavailable(
+                f"{self._name} has no channel for a guest agent",
+                hint="use its console, or SSH",
+            )
+        try:
+            return await self.open_stream(AGENT_SOCKET)
+        except HypervisorError as error:
+            raise AgentUnavailable(error.message) from error
+
+    def statistics(self) -> Statistics:
+        """Return what the process uses (reads /proc: call it in a thread). Raises
+        HypervisorError when it is gone."""
+        trim_log(self._folder / LOG_FILE)
+        try:
+            process = psutil.Process(self.pid)
+            times = process.cpu_times()
+            try:
+                memory = process.memory_full_info()
+            except psutil.AccessDenied:
+                return Statistics(times.user + times.system, process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            raise HypervisorError(f"{self._name} does not run") from None
+        return Statistics(times.user + times.system, memory.rss, memory.pss)
+
+    # --- its end ----------------------------------------------------------------------------
+
+    async def kill(self) -> None:
+        """End the process; returns when it and its sockets are gone. Raises TimedOut."""
+        self._killed = True
+        if not self.exited.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_KILL_LIMIT):
+                await self.exited.wait()
+        except TimeoutError:
+            raise TimedOut(
+                f"QEMU of {self._name} (process {self.pid}) did not end within {_KILL_LIMIT:g} s "
+                "of SIGKILL",
+                hint="it waits for a disk or device of the host; see dmesg",
+            ) from None
+
+    async def release(self) -> None:
+        """Let go of the process without ending it."""
+        self._notify = self._gone = None
+        for task in (self._watcher, self._explaining):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self._qmp.close()
+        self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def _watch(self) -> None:
+        await wait_for_exit(self.pid)
+        await self._qmp.drain()
+        await self._qmp.close()
+        remove_files(self._folder)
+        self.exited.set()
+        self._close_pidfd()
+        if self._gone is not None:
+            self._gone(self)
+        self._obituary()
+
+    def _obituary(self) -> None:
+        if self._killed:
+            self._emit("stopped", "killed")
+        elif self._shutdown is not None:
+            self._emit("stopped", self._shutdown)
+        else:
+            self._emit("crashed", f"QEMU ended by itself: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return last_words(self._folder / LOG_FILE)
+
+    # --- events -----------------------------------------------------------------------------
+
+    def _emit(self, name: str, detail: str = "") -> None:
+        if self._notify is not None:
+            self._notify(MachineEvent(self.uuid, name, detail))
+
+    def _on_event(self, name: str, data: Mapping[str, object]) -> None:
+        """Take one QMP event (qapi/run-state.json, qapi/block-core.json)."""
+        match name:
+            case "SHUTDOWN":
+                self._shutdown = str(data.get("reason", "guest-shutdown"))
+            case "GUEST_PANICKED":
+                self._panicked = True
+                self._emit("crashed", _REASONS["guest-panicked"])
+            case "BLOCK_IO_ERROR":
+                self._on_io_error(data)
+            case "RESET":
+                self._panicked = False
+                self._emit("reset", str(data.get("reason", "")))
+            case "STOP":
+                self._stopped = True
+                if self._explaining is None or self._explaining.done():
+                    self._explaining = asyncio.create_task(self._explain_stop())
+            case "RESUME" if self._stopped:
+                self._stopped = self._panicked = False
+                self._emit("resumed")
+
+    def _on_io_error(self, data: Mapping[str, object]) -> None:
+        cause = "no space left" if data.get("nospace") else str(data.get("reason", "I/O error"))
+        detail = f"{data.get('operation', 'write')} on {data.get('device') or 'disk'}: {cause}"
+        if data.get("action") == "stop":
+            self._io_error = detail
+        elif data.get("action") == "report":
+            self._emit("io-error", f"{detail} (told to the guest)")
+
+    async def _explain_stop(self) -> None:
+        """Tell why the vCPUs stopped: QMP's STOP does not say."""
+        with contextlib.suppress(HypervisorError):
+            status = await self.status()
+            if status == "paused":
+                self._emit("paused")
+            elif status == "io-error":
+                self._emit("io-error", self._io_error or _REASONS["io-error"])
+            elif status == "internal-error":
+                self._emit("crashed", _REASONS["internal-error"])
+
+
+def remove_files(folder: Path) -> None:
+    """Remove what a QEMU process leaves in its folder besides its log."""
+    for name in (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, PID_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).unlink()
+
+
+async def start_process(
+    runner: Runner,
+    machine: Machine,
+    argv: Sequence[str],
+    *,
+    home: Path,
+    account: Account | None,
+    taps: Sequence[int],
+) -> QemuProcess:
+    """Start QEMU and return it when it answers. Leaves nothing but its log when it fails.
+
+    Raises HypervisorError, HostError.
+    """
+    async with contextlib.AsyncExitStack() as undo:
+        remove_files(machine.folder)
+        start_log(machine.folder / LOG_FILE)
+        undo.callback(remove_files, machine.folder)
+        spawning = asyncio.ensure_future(
+            runner.spawn(
+                argv,
+                owner=Owner(str(home), OWNER_KIND, machine.uuid),
+                output=machine.folder / LOG_FILE,
+                account=account,
+                pass_fds=taps,
+                umask=_UMASK,
+            )
+        )
+        process = await _surely(spawning, machine)
+        undo.push_async_callback(process.kill)
+        await process.wait_until_answering()
+        undo.pop_all()
+    return process
+
+
+async def _surely(spawning: asyncio.Future[int], machine: Machine) -> QemuProcess:
+    """Wait for the pid even when we are cancelled: else a process would be left behind."""
+    try:
+        return QemuProcess(machine, await asyncio.shield(spawning))
+    except asyncio.CancelledError:
+        await QemuProcess(machine, await spawning).kill()
+        raise
+
+
+def pid_owner(pid: int) -> int | None:
+    """Return the uid that process ``pid`` runs as; None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except (FileNotFoundError, ProcessLookupError):
+        return None
