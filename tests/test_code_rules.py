@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,23 @@ def test_the_lock_names_no_index_and_pins_with_hashes() -> None:
     pins = [line for line in lines if line and line[0].isalnum()]
     assert pins
     assert [line for line in pins if "==" not in line or not line.rstrip().endswith("\\")] == []
+
+
+def test_the_lock_pins_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["dev"],
+        *project["build-system"]["requires"],
+    ]
+    names = {_normal_name(line) for line in wanted}
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = {_normal_name(line) for line in lock if line and line[0].isalnum()}
+    assert names - pinned == set(), "run 'make lock'"
+
+
+def _normal_name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement)[0]).lower()
 
 
 def test_shell_scripts_stop_at_the_first_failure() -> None:
