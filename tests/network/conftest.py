@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hanok.proc import find_owned
-from tests.network.namespaces import World, make_world
+from hanok.model.network import NetworkPort, NetworkRecord
+from hanok.model.vm import Publish
+from hanok.network.base import make_mac
+from hanok.network.keepers import KeeperNetworks
+from hanok.proc import SystemRunner, find_owned
+from tests.network.frames import FrameGuest
+from tests.network.namespaces import StackGuest, World, make_world
 
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    """A host of our own with an outside."""
-    with make_world() as made:
-        yield made
+UID = 1_700_060_001
+RECORD = NetworkRecord(name="default", subnet="10.87.0.0/24", uid=UID)
+CLOSED = NetworkRecord(name="closed", subnet="10.87.1.0/24", uid=UID + 1, outward=False)
 
 
 @pytest.fixture
@@ -28,3 +33,77 @@ def home() -> Iterator[Path]:
     left = list(find_owned(folder))
     shutil.rmtree(folder)
     assert left == []
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A host of our own with an outside."""
+    with make_world() as made:
+        yield made
+
+
+def make_port(number: int, *publish: str, network: NetworkRecord = RECORD) -> NetworkPort:
+    """Return the port of VM number ``number``, named vm<number>, at <subnet>.<number>."""
+    uuid = f"00000000-0000-4000-8000-{number:012}"
+    return NetworkPort(
+        vm=uuid,
+        host_name=f"vm{number}",
+        mac=make_mac(uuid, 0),
+        address=network.gateway.rpartition(".")[0] + f".{number}",
+        publish=tuple(Publish.model_validate(text) for text in publish),
+    )
+
+
+@dataclass
+class Bench:
+    """Runs the daemon's side of a test on the world's host."""
+
+    world: World
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where networks have their files."""
+        return self.home / "networks"
+
+    def networks(self) -> KeeperNetworks:
+        """Return the networks as a new daemon would make them."""
+        return KeeperNetworks(self.folder, self.home, SystemRunner())
+
+    def run(self, body: Callable[[KeeperNetworks], Awaitable[None]]) -> None:
+        """Run ``body`` in the host's namespace, then end all networks: nothing is left."""
+
+        async def main() -> None:
+            networks = self.networks()
+            try:
+                async with asyncio.timeout(120):
+                    await body(networks)
+            finally:
+                await networks.close()
+                cleaner = self.networks()
+                await cleaner.sweep(())
+                await cleaner.close()
+            assert list(find_owned(self.home)) == []
+            assert list(self.folder.iterdir()) == []
+
+        self.world.host.run(lambda: asyncio.run(main()))
+
+    async def plug(self, networks: KeeperNetworks, port: NetworkPort) -> FrameGuest:
+        """Attach a guest made of frames."""
+        tap = await networks.attach(RECORD.name, port)
+        return FrameGuest(tap, port.mac, port.address)
+
+    async def plug_stack(
+        self, networks: KeeperNetworks, port: NetworkPort, record: NetworkRecord = RECORD
+    ) -> StackGuest:
+        """Attach a guest with a network stack of its own."""
+        tap = await networks.attach(record.name, port)
+        return StackGuest(tap, port.mac, port.address, record.gateway)
+
+
+@pytest.fixture
+def bench(world: World, home: Path) -> Bench:
+    """The bench of one test."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    return Bench(world, home)

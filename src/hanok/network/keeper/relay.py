@@ -141,22 +141,15 @@ class Relays:
         self._count -= 1
 
     async def _serve(self, client: socket.socket, target: tuple[str, int]) -> None:
-        try:
-            guest = await connect(*target, self._limits.connect)
-        except GuestError:
-            _reset(client)
-            return
-        except BaseException:
-            client.close()
-            raise
-        try:
-            await _relay(client, guest, self._limits)
-        except (OSError, TimeoutError):
-            _reset(client)
-            _reset(guest)
-        finally:
-            client.close()
-            guest.close()
+        with contextlib.ExitStack() as stack:
+            # Whatever is not a proper end of both streams is a reset.
+            stack.callback(_reset, client)
+            with contextlib.suppress(GuestError, OSError, TimeoutError):
+                guest = await connect(*target, self._limits.connect)
+                stack.callback(_reset, guest)
+                await _relay(client, guest, self._limits)
+                client.close()
+                guest.close()
 
 
 def _reset(sock: socket.socket) -> None:
