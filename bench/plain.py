@@ -1,0 +1,125 @@
+"""Plain QEMU, started by hand with the same guest: what Hanok is compared with.
+
+The same kernel, initrd, disk, memory, devices and accelerator as Hanok's, and nothing of Hanok:
+no daemon, no namespaces, no confinement, a network card that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_AGENT = "org.qemu.guest_agent.0"
+_BOOT_LIMIT = 120.0
+_ASK_AGAIN = 0.5
+
+
+@dataclass(frozen=True)
+class Guest:
+    """An image of Hanok's as plain QEMU boots it; ``memory`` in MiB."""
+
+    folder: Path
+    disk: str
+    vmlinuz: str
+    initrd: str
+    cmdline: str
+    memory: int
+
+    @classmethod
+    def of_image(cls, images: Path, image: dict[str, Any], memory: int) -> Guest:
+        """Return the guest of an image as ``hanok image inspect --json`` tells it."""
+        kernel = image["kernels"][0]
+        return cls(
+            folder=find_folder(images, image["id"]),
+            disk=image["disk"],
+            vmlinuz=kernel["vmlinuz"],
+            initrd=kernel["initrd"],
+            cmdline=kernel["cmdline"],
+            memory=memory,
+        )
+
+
+def find_folder(images: Path, ident: str) -> Path:
+    """Return the folder of image ``ident``."""
+    for folder in images.iterdir():
+        if folder.is_dir() and ident.startswith(folder.name):
+            return folder
+    raise FileNotFoundError(f"no image {ident} in {images}")
+
+
+def seconds_to_ping(guest: Guest, accelerator: str, machine: str) -> float:
+    """Return the seconds from QEMU's start to the answer of the guest's agent."""
+    with _scratch() as scratch:
+        overlay = scratch / "disk.qcow2"
+        base = guest.folder / guest.disk
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base)]
+        subprocess.run([*create, str(overlay)], check=True)
+        started = time.perf_counter()
+        process = subprocess.Popen(_argv(guest, overlay, scratch, accelerator, machine))
+        try:
+            _wait_for_agent(scratch / "agent.sock", process)
+            return time.perf_counter() - started
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="hk-plain-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _argv(guest: Guest, overlay: Path, scratch: Path, accelerator: str, machine: str) -> list[str]:
+    accel = "kvm" if accelerator == "kvm" else "tcg,thread=multi,tb-size=64"
+    return [
+        "qemu-system-x86_64",
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", f"{machine},usb=off,sata=off", "-accel", accel),
+        *("-cpu", "host" if accelerator == "kvm" else "max", "-smp", "1", "-m", f"{guest.memory}M"),
+        *("-kernel", str(guest.folder / guest.vmlinuz), "-append", guest.cmdline),
+        *(("-initrd", str(guest.folder / guest.initrd)) if guest.initrd else ()),
+        *("-drive", f"file={overlay},format=qcow2,if=virtio"),
+        *("-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", "virtio-rng-pci", "-device", "virtio-balloon-pci"),
+        *("-chardev", f"file,id=console,path={scratch}/console.log"),
+        *("-serial", "chardev:console", "-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=agent,path={scratch}/agent.sock,server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=agent,name={_AGENT}"),
+    ]
+
+
+def _wait_for_agent(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _BOOT_LIMIT
+    with contextlib.closing(_connect(path, process, deadline)) as connection:
+        connection.settimeout(_ASK_AGAIN)
+        received = b""
+        while time.monotonic() < deadline:
+            connection.sendall(b'{"execute":"guest-ping"}\n')
+            with contextlib.suppress(TimeoutError):
+                received += connection.recv(4096)
+            if b'{"return": {}}' in received:
+                return
+    raise TimeoutError(f"the guest did not answer within {_BOOT_LIMIT:g} s")
+
+
+def _connect(path: Path, process: subprocess.Popen[bytes], deadline: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            connection.connect(str(path))
+            return connection
+        time.sleep(0.01)
+    connection.close()
+    raise RuntimeError(f"QEMU ended with status {process.poll()} before its guest ran")
