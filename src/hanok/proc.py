@@ -361,19 +361,24 @@ async def kill_and_wait(pid: int, *, timeout: float = 10) -> None:
         raise TimedOut(f"process {pid} did not end within {timeout:g} s of SIGKILL") from None
 
 
+def owner_of(pid: int) -> Owner | None:
+    """Return whose detached process ``pid`` is; None when it is gone or carries no mark."""
+    prefix = f"{OWNER_VARIABLE}=".encode()
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None  # it ended, or belongs to another user
+    for variable in environment.split(b"\0"):
+        if variable.startswith(prefix):
+            return Owner.parse(variable[len(prefix) :].decode("utf-8", "replace"))
+    return None
+
+
 def find_owned(home: Path, kind: str | None = None) -> Iterator[OwnedProcess]:
     """Yield the live detached processes that belong to the data directory ``home``."""
-    prefix = f"{OWNER_VARIABLE}=".encode()
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
-        try:
-            environment = Path(entry.path, "environ").read_bytes()
-        except OSError:
-            continue  # it ended, or belongs to another user
-        for variable in environment.split(b"\0"):
-            if variable.startswith(prefix):
-                owner = Owner.parse(variable[len(prefix) :].decode("utf-8", "replace"))
-                if owner is not None and owner.home == str(home) and kind in (None, owner.kind):
-                    yield OwnedProcess(int(entry.name), owner)
-                break
+        owner = owner_of(int(entry.name))
+        if owner is not None and owner.home == str(home) and kind in (None, owner.kind):
+            yield OwnedProcess(int(entry.name), owner)

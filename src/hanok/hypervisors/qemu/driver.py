@@ -22,13 +22,14 @@ from hanok.hypervisors.qemu.probe import AccelerationProbe, GuestProvider, accou
 from hanok.hypervisors.qemu.process import (
     OWNER_KIND,
     QemuProcess,
-    pid_owner,
+    process_uid,
+    read_pid_file,
     remove_files,
     start_process,
 )
 from hanok.model.host import HypervisorFacts
 from hanok.model.vm import Mode
-from hanok.proc import Account, Runner, find_owned, find_program
+from hanok.proc import Account, Owner, Runner, find_owned, find_program, owner_of
 
 _MODES = (Mode.FULL, Mode.PARA)
 _NOBODY = 65534
@@ -191,17 +192,28 @@ class QemuHypervisor:
         return process
 
     def _find_pid(self, machine: Machine) -> int | None:
-        """Return the pid that carries the machine's mark and runs as its account.
+        """Return the pid of the process that carries the machine's mark.
+
+        The pid file names it quickly; without it all processes are looked at, since a machine
+        must never run twice.
+        """
+        named = read_pid_file(machine.folder)
+        if named is not None and self._is_ours(machine, named, owner_of(named)):
+            return named
+        for owned in find_owned(self._home, OWNER_KIND):
+            if self._is_ours(machine, owned.pid, owned.owner):
+                return owned.pid
+        return None
+
+    def _is_ours(self, machine: Machine, pid: int, owner: Owner | None) -> bool:
+        """Whether the process runs ``machine``, as its account.
 
         A process can forge its own mark, but not its uid: with one uid a machine, an emulator
         that was taken over cannot pass for another machine.
         """
-        for owned in find_owned(self._home, OWNER_KIND):
-            if owned.owner.ident != machine.uuid:
-                continue
-            if machine.account is None or pid_owner(owned.pid) == machine.account.uid:
-                return owned.pid
-        return None
+        if owner != Owner(str(self._home), OWNER_KIND, machine.uuid):
+            return False
+        return machine.account is None or process_uid(pid) == machine.account.uid
 
     def _keep(self, process: QemuProcess) -> None:
         self._processes[process.uuid] = process

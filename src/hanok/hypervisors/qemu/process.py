@@ -373,9 +373,20 @@ async def _surely(spawning: asyncio.Future[int], machine: Machine) -> QemuProces
         raise
 
 
-def pid_owner(pid: int) -> int | None:
+def process_uid(pid: int) -> int | None:
     """Return the uid that process ``pid`` runs as; None when it is gone."""
     try:
         return Path(f"/proc/{pid}").stat().st_uid
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def read_pid_file(folder: Path) -> int | None:
+    """Return what the pid file says, which its process could have forged; None without one."""
+    try:
+        descriptor = os.open(folder / PID_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        text = file.read(16).strip()
+    return int(text) if text.isdigit() else None
