@@ -113,7 +113,8 @@ class _Sender(threading.Thread):
                 return
             self._tunnel.send(data)
         self.ended.set()
-        self._tunnel.send(b"")  # an empty message: no more input, the other direction stays open
+        if self._detach is None:
+            self._tunnel.send(b"")  # no more input; the other direction stays open
 
     @staticmethod
     def _read() -> bytes:

@@ -146,7 +146,8 @@ def _upload(session: Session, source: Path, target: GuestPath) -> None:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise InvalidInput(f"{source} is no ordinary file", field="SOURCE")
-            session.client.write_file(target.vm, path, file, facts.st_size)
+            mode = stat.S_IMODE(facts.st_mode) & 0o777
+            session.client.write_file(target.vm, path, file, facts.st_size, mode)
     except FileNotFoundError:
         raise InvalidInput(f"there is no file {source}", field="SOURCE") from None
     except OSError as error:

@@ -16,7 +16,7 @@ from hanok.cli.base import Remainder, Session, common_options, complete_vm, pass
 from hanok.errors import InvalidInput
 from hanok.model.views import ExecView
 
-_LARGEST_INPUT = 16 * 1024 * 1024
+_LARGEST_INPUT = 700 * 1024  # in base64 it must fit into the 1 MiB that a request may have
 _PATIENCE = 2.0
 _STDIN = 0
 
@@ -76,7 +76,7 @@ def _is_null(handle: int) -> bool:
 
 
 def _read_input(session: Session) -> bytes:
-    """Return all of standard input. Raises InvalidInput when it is larger than 16 MiB."""
+    """Return all of standard input. Raises InvalidInput when it is larger than 700 KiB."""
     if not select.select([_STDIN], [], [], _PATIENCE)[0]:
         session.out.note("hanok: waiting for the end of standard input (-n: give it no input)")
     found = bytearray()
@@ -85,7 +85,7 @@ def _read_input(session: Session) -> bytes:
         if len(found) > _LARGEST_INPUT:
             raise InvalidInput(
                 "standard input is too large for exec",
-                expected="at most 16 MiB",
+                expected="at most 700 KiB",
                 hint="copy a file into the guest with 'hanok cp'",
             )
     return bytes(found)

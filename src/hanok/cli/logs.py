@@ -26,7 +26,12 @@ _SEQUENCE = re.compile(
 @click.command("logs", cls=Example, examples=("hanok logs web -n 20", "hanok logs -f web"))
 @click.argument("name", shell_complete=complete_vm)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the guest writes, until Ctrl-C.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last lines.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    help="Only the last lines (default: the last 1000).",
+)
 @common_options
 @pass_session
 def logs(session: Session, name: str, follow: bool, lines: int | None) -> None:

@@ -17,6 +17,7 @@ from hanok.cli.base import Lazy, LazyGroup, Session, common_options
 from hanok.errors import HanokError, InvalidInput
 
 _INTERRUPTED = 130
+_COMPLETE = "_HANOK_COMPLETE"
 
 _SECTIONS = {
     "Stacks": {
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     session = Session()
     try:
-        result = cli.main(args, prog_name="hanok", standalone_mode=False, obj=session)
+        result = _invoke(args, session)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except HanokError as error:
@@ -107,7 +108,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _invoke(args: list[str], session: Session) -> object:
+    """Run the command that ``args`` name, or answer the shell that completes one."""
+    if _COMPLETE in os.environ:
+        return cli.main(args, prog_name="hanok", complete_var=_COMPLETE, obj=session)
+    # Not by cli.main: that prints an empty line of its own at Ctrl-C, even for programs.
+    try:
+        with cli.make_context("hanok", args, obj=session) as context:
+            return cli.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+
+
 def _show_usage_error(session: Session, error: click.UsageError, args: Sequence[str]) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return error.exit_code
     before_guest = args[: args.index("--")] if "--" in args else args
     if "--json" in before_guest:
         session.out.as_json = True

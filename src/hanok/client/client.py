@@ -140,12 +140,18 @@ class Client:
         ) as response:
             yield from response.chunks()
 
-    def write_file(self, name: str, path: str, source: BinaryIO, length: int) -> None:
-        """Write ``length`` bytes of ``source`` to the guest's file ``path``. Raises GuestError."""
+    def write_file(
+        self, name: str, path: str, source: BinaryIO, length: int, mode: int | None = None
+    ) -> None:
+        """Write ``length`` bytes of ``source`` to the guest's file ``path``, with ``mode``.
+
+        Raises GuestError, and InvalidInput when it is larger than an agent should carry.
+        """
+        query = {"path": path} if mode is None else {"path": path, "mode": str(mode)}
         with self._transport.request(
             "PUT",
             f"/v1/vms/{_segment(name)}/file",
-            query={"path": path},
+            query=query,
             body=source,
             length=length,
             content_type="application/octet-stream",
