@@ -108,6 +108,10 @@ class FrameGuest:
         self.mac = mac
         self.address = address
 
+    def close(self) -> None:
+        """Unplug it: the tap vanishes."""
+        os.close(self._tap)
+
     def send(self, frame: bytes) -> None:
         """Send one frame."""
         os.write(self._tap, VNET_HEADER + frame)
@@ -134,7 +138,8 @@ class FrameGuest:
 
     def _dhcp_answer(self, kind: int) -> bytes:
         def wanted(frame: bytes) -> bool:
-            return frame[36:38] == b"\0\x44" and dhcp_options(frame[42:])[53] == bytes([kind])
+            mine = frame[36:38] == b"\0\x44" and frame[70:76] == mac_bytes(self.mac)
+            return mine and dhcp_options(frame[42:])[53] == bytes([kind])
 
         frame = self.find(wanted)
         assert frame is not None, "no DHCP server answered"

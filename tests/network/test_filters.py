@@ -1,0 +1,272 @@
+"""What a guest may not do: every frame is made by hand and sent through a real tap."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from hanok.network.keepers import KeeperNetworks
+from tests.network.conftest import CLOSED, RECORD, Bench, make_port
+from tests.network.frames import (
+    ARP,
+    BROADCAST,
+    GATEWAY_MAC,
+    IPV4,
+    IPV6,
+    VLAN,
+    FrameGuest,
+    arp,
+    dhcp,
+    dhcp_client_frame,
+    dhcp_options,
+    echo,
+    ethernet,
+    ipv4,
+    udp,
+)
+
+pytestmark = pytest.mark.vm
+
+GATEWAY = RECORD.gateway
+BAD, VICTIM, OTHER = make_port(2), make_port(3), make_port(4)
+FOREIGN_MAC = "52:54:99:99:99:99"
+MARK = b"hanok-test-mark"
+LINK_LOCAL = "01:80:c2:00:00:0e"
+
+
+def bad_udp(source: str = BAD.address, target: str = VICTIM.address) -> bytes:
+    return udp((source, 4000), (target, 4000), MARK)
+
+
+def to_victim(packet: bytes, *, mac: str = BAD.mac, kind: int = IPV4) -> bytes:
+    return ethernet(mac, VICTIM.mac, kind, packet)
+
+
+def tagged(frame: bytes, kind: int = VLAN, number: int = 0) -> bytes:
+    return frame[:12] + struct.pack(">HH", kind, number) + frame[12:]
+
+
+def router_advertisement() -> bytes:
+    body = bytes((134, 0, 0, 0, 64, 0)) + struct.pack(">HII", 1800, 0, 0) + MARK
+    head = struct.pack(">IHBB", 6 << 28, len(body), 58, 255)
+    source = socket.inet_pton(socket.AF_INET6, "fe80::1")
+    target = socket.inet_pton(socket.AF_INET6, "ff02::1")
+    return ethernet(BAD.mac, "33:33:00:00:00:01", IPV6, head + source + target + body)
+
+
+def fragment(packet: bytes) -> bytes:
+    """Return the packet as a first fragment, more to come."""
+    return packet[:6] + struct.pack(">H", 0x2000) + packet[8:]
+
+
+def dhcp_offer(source: str, mac: str = BAD.mac) -> bytes:
+    message = dhcp(VICTIM.mac, 2, operation=2, offered="10.87.0.66") + MARK
+    return ethernet(mac, BROADCAST, IPV4, udp((source, 67), ("255.255.255.255", 68), message))
+
+
+FORBIDDEN = {
+    "another MAC": to_victim(bad_udp(), mac=FOREIGN_MAC),
+    "the victim's MAC": ethernet(VICTIM.mac, OTHER.mac, IPV4, bad_udp(VICTIM.address)),
+    "the gateway's MAC": to_victim(bad_udp(), mac=GATEWAY_MAC),
+    "another address": to_victim(bad_udp("10.87.0.66")),
+    "the gateway's address": to_victim(bad_udp(GATEWAY)),
+    "an address of the outside": to_victim(bad_udp("8.8.8.8")),
+    "no address": to_victim(bad_udp("0.0.0.0")),
+    "no address, as a DHCP client to one guest": to_victim(
+        udp(("0.0.0.0", 68), (VICTIM.address, 67), MARK)
+    ),
+    "ARP as the gateway": arp(BAD.mac, GATEWAY, VICTIM.address, reply=True) + MARK,
+    "ARP as the victim": arp(BAD.mac, VICTIM.address, OTHER.address, reply=True) + MARK,
+    "ARP with another MAC inside": arp(
+        VICTIM.mac, BAD.address, OTHER.address, reply=True, frame_mac=BAD.mac
+    )
+    + MARK,
+    "ARP without an address": arp(BAD.mac, "0.0.0.0", VICTIM.address) + MARK,
+    "IPv6 router advertisement": router_advertisement(),
+    "VLAN tag 0": tagged(to_victim(bad_udp())),
+    "VLAN tag 1": tagged(to_victim(bad_udp()), number=1),
+    "VLAN tag 7": tagged(to_victim(bad_udp()), number=7),
+    "provider VLAN tag": tagged(to_victim(bad_udp()), kind=0x88A8, number=7),
+    "two VLAN tags": tagged(tagged(to_victim(bad_udp()), number=1), number=2),
+    "tagged ARP": tagged(arp(BAD.mac, BAD.address, VICTIM.address)) + MARK,
+    "DHCP offer": dhcp_offer(BAD.address),
+    "DHCP offer as the gateway": dhcp_offer(GATEWAY),
+    "DHCP offer in a fragment": ethernet(
+        BAD.mac,
+        BROADCAST,
+        IPV4,
+        fragment(udp((BAD.address, 67), ("255.255.255.255", 68), dhcp(VICTIM.mac, 2) + MARK)),
+    ),
+    "802.3 frame": ethernet(BAD.mac, BROADCAST, 40, b"\xaa\xaa\x03" + MARK),
+    "unknown protocol": to_victim(MARK, kind=0x88B5),
+    "jumbo of another protocol": to_victim(MARK, kind=0x8870),
+}
+
+
+def attempt(
+    bench: Bench, body: Callable[[FrameGuest, FrameGuest, FrameGuest], Awaitable[None]]
+) -> None:
+    """Run ``body`` with a bad guest, its victim and a third one on one network."""
+
+    async def main(networks: KeeperNetworks) -> None:
+        await networks.ensure(RECORD.model_copy(update={"outward": False}), [])
+        guests = [await bench.plug(networks, port) for port in (BAD, VICTIM, OTHER)]
+        try:
+            await body(*guests)
+        finally:
+            for guest in guests:
+                guest.close()
+
+    bench.run(main)
+
+
+def marked(frame: bytes) -> bool:
+    return MARK in frame
+
+
+def test_no_forged_frame_reaches_another_port(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        for name, frame in FORBIDDEN.items():
+            bad.send(frame)
+            # An honest frame behind it shows that the forged one has had its turn.
+            after = b"after " + name.encode()
+            bad.send(to_victim(udp((BAD.address, 4000), (VICTIM.address, 4000), after)))
+            bad.send(
+                ethernet(
+                    BAD.mac, OTHER.mac, IPV4, udp((BAD.address, 4000), (OTHER.address, 4000), after)
+                )
+            )
+            for guest in (victim, other):
+                seen = guest.find(lambda f, a=after: marked(f) or a in f)  # type: ignore[misc]
+                assert seen is not None, f"{name}: an honest frame was lost"
+                assert not marked(seen), f"{name} went through"
+
+    attempt(bench, body)
+
+
+def test_the_bridge_never_learns_a_forged_address(bench: Bench) -> None:
+    """Frames to 01:80:c2:00:00:0x pass the filters by, and a bridge learns from them."""
+
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        for last in range(16):
+            target = f"{LINK_LOCAL[:-1]}{last:x}"
+            bad.send(ethernet(VICTIM.mac, target, 0x88CC, MARK))
+            bad.send(ethernet(GATEWAY_MAC, target, 0x88CC, MARK))
+        frame = udp((OTHER.address, 4000), (VICTIM.address, 4000), MARK)
+        other.send(ethernet(OTHER.mac, VICTIM.mac, IPV4, frame))
+        assert victim.find(marked) is not None
+        assert bad.find(marked, 0.3) is None
+        assert other.ping(GATEWAY, GATEWAY_MAC)
+
+    attempt(bench, body)
+
+
+def test_frames_for_others_are_not_flooded(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        frame = udp((OTHER.address, 4000), (VICTIM.address, 4000), MARK)
+        other.send(ethernet(OTHER.mac, FOREIGN_MAC, IPV4, frame))
+        other.send(ethernet(OTHER.mac, VICTIM.mac, IPV4, frame))
+        assert victim.find(marked) is not None
+        assert bad.find(marked, 0.3) is None
+
+    attempt(bench, body)
+
+
+def test_a_guest_cannot_take_or_decline_the_lease_of_another(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        declined = bytes((50, 4)) + socket.inet_aton(VICTIM.address)
+        declined += bytes((54, 4)) + socket.inet_aton(GATEWAY)
+        for message in (
+            dhcp(VICTIM.mac, 4, options=declined),
+            dhcp(VICTIM.mac, 1),
+            dhcp(FOREIGN_MAC, 1),
+        ):
+            bad.send(dhcp_client_frame(VICTIM.mac, message, frame_mac=BAD.mac))
+        assert bad.lease()["address"] == BAD.address
+        assert victim.lease()["address"] == VICTIM.address
+
+    attempt(bench, body)
+
+
+def test_the_keeper_itself_answers_dhcp_dns_and_echo_only(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        for protocol, port in ((6, 22), (6, 8080), (6, 53)):
+            syn = struct.pack(">HHIIBBHHH", 4000, port, 1, 0, 0x50, 2, 1024, 0, 0)
+            bad.send(
+                ethernet(BAD.mac, GATEWAY_MAC, IPV4, ipv4(BAD.address, GATEWAY, protocol, syn))
+            )
+        bad.send(ethernet(BAD.mac, GATEWAY_MAC, IPV4, udp((BAD.address, 4000), (GATEWAY, 9), MARK)))
+        # Frames to link-local addresses come to the tap itself instead of the bridge.
+        for packet in (echo(BAD.address, GATEWAY), echo(VICTIM.address, GATEWAY)):
+            bad.send(ethernet(BAD.mac, LINK_LOCAL, IPV4, packet))
+        bad.send(ethernet(BAD.mac, LINK_LOCAL, ARP, arp(BAD.mac, GATEWAY, GATEWAY)[14:]))
+        answers = list(bad.frames(0.5))
+        kinds = [frame[23] for frame in answers if frame[12:14] == b"\x08\x00"]
+        assert kinds == [], "the keeper answered something else than DHCP, DNS and echo"
+        assert bad.ping(GATEWAY, GATEWAY_MAC)
+        assert bad.resolve("vm3", GATEWAY) == VICTIM.address
+
+    attempt(bench, body)
+
+
+def test_leases_and_names(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        got = victim.lease()
+        options = got["options"]
+        assert got["address"] == VICTIM.address
+        assert isinstance(options, dict)
+        assert options[1] == b"\xff\xff\xff\x00"
+        assert options[3] == options[6] == socket.inet_aton(GATEWAY)
+        assert options[12] == b"vm3"
+        assert options[15] == b"hanok"
+        assert victim.resolve("vm2", GATEWAY) == BAD.address
+        assert victim.resolve("vm4.hanok", GATEWAY) == OTHER.address
+        assert victim.resolve("vm5.hanok", GATEWAY) is None
+        assert victim.resolve("example.com", GATEWAY) is None
+
+    attempt(bench, body)
+
+
+def test_a_name_in_a_dhcp_request_is_ignored(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        named = bytes((12, 8)) + b"database"
+        bad.send(dhcp_client_frame(BAD.mac, dhcp(BAD.mac, 1, options=named)))
+        wanted = bytes((50, 4)) + socket.inet_aton(BAD.address) + bytes((54, 4))
+        wanted += socket.inet_aton(GATEWAY) + named
+        bad.send(dhcp_client_frame(BAD.mac, dhcp(BAD.mac, 3, options=wanted)))
+
+        def acknowledged(frame: bytes) -> bool:
+            return frame[36:38] == b"\0\x44" and dhcp_options(frame[42:])[53] == b"\5"
+
+        assert bad.find(acknowledged) is not None
+        assert victim.resolve("database", GATEWAY) is None
+        assert victim.resolve("database.hanok", GATEWAY) is None
+
+    attempt(bench, body)
+
+
+def test_two_networks_do_not_reach_each_other(bench: Bench) -> None:
+    async def body(networks: KeeperNetworks) -> None:
+        other = make_port(9, network=CLOSED)
+        await networks.ensure(RECORD, [])
+        await networks.ensure(CLOSED, [])
+        here = await bench.plug(networks, BAD)
+        there = FrameGuest(await networks.attach(CLOSED.name, other), other.mac, other.address)
+        try:
+            for target in (other.address, CLOSED.gateway):
+                for mac in (GATEWAY_MAC, other.mac):
+                    here.send(ethernet(BAD.mac, mac, IPV4, echo(BAD.address, target)))
+            here.send(arp(BAD.mac, BAD.address, other.address))
+            here.send(ethernet(BAD.mac, BROADCAST, IPV4, bad_udp(target=other.address)))
+            assert here.ping(GATEWAY, GATEWAY_MAC)
+            assert list(there.frames(0.5)) == []
+            assert here.resolve(other.host_name, GATEWAY) is None
+            assert there.resolve(BAD.host_name, CLOSED.gateway) is None
+        finally:
+            here.close()
+            there.close()
+
+    bench.run(body)
