@@ -8,5 +8,5 @@ if ! command -v sudo >/dev/null; then
   echo "as-root: $1 needs root, and there is no sudo; become root and try again" >&2
   exit 1
 fi
-keep=$(compgen -e | grep -E '^HANOK_' | paste -sd, -)
+keep=$(compgen -e | grep -E '^HANOK_' | paste -sd, - || true)
 exec sudo ${keep:+--preserve-env="$keep"} "$@"
