@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote
 
 from hanok.client.http import Transport, error_of
@@ -18,16 +18,18 @@ from hanok.client.wire import (
     VersionWire,
 )
 from hanok.errors import DaemonUnreachable, HanokError, InvalidInput
-from hanok.model.views import (
-    ExecView,
-    HostView,
-    ImageView,
-    NetworkView,
-    SshView,
-    StackView,
-    VmDetail,
-    VmView,
-)
+
+if TYPE_CHECKING:
+    from hanok.model.views import (
+        ExecView,
+        HostView,
+        ImageView,
+        NetworkView,
+        SshView,
+        StackView,
+        VmDetail,
+        VmView,
+    )
 
 _RECONNECTS = 5
 
@@ -72,7 +74,7 @@ class Client:
 
     def host(self) -> HostView:
         """Return what this host has and how much of it is taken."""
-        return cast(HostView, self._call("GET", "host"))
+        return cast("HostView", self._call("GET", "host"))
 
     def probe(self) -> OperationWire:
         """Ask the hypervisors again what they can do here."""
@@ -90,7 +92,7 @@ class Client:
 
     def vm(self, name: str) -> VmDetail:
         """Return the VM called ``name`` (or with that uuid). Raises NotFound."""
-        return cast(VmDetail, self._call("GET", f"vms/{_segment(name)}"))
+        return cast("VmDetail", self._call("GET", f"vms/{_segment(name)}"))
 
     def run(self, spec: Mapping[str, object]) -> OperationWire:
         """Create and start a VM. Raises InvalidInput, Conflict, NotAdmitted."""
@@ -117,11 +119,11 @@ class Client:
             "timeout": timeout,
         }
         path = f"vms/{_segment(name)}/exec"
-        return cast(ExecView, self._call("POST", path, body, timeout=timeout + 60))
+        return cast("ExecView", self._call("POST", path, body, timeout=timeout + 60))
 
     def ssh(self, name: str) -> SshView:
         """Return how to reach the guest by SSH. Raises Unsupported when it has none."""
-        return cast(SshView, self._call("GET", f"vms/{_segment(name)}/ssh"))
+        return cast("SshView", self._call("GET", f"vms/{_segment(name)}/ssh"))
 
     def logs(self, name: str, *, lines: int | None, follow: bool) -> Iterator[bytes]:
         """Yield the console's log in pieces as they come."""
@@ -248,11 +250,11 @@ class Client:
 
     def network(self, name: str) -> NetworkView:
         """Return one network. Raises NotFound."""
-        return cast(NetworkView, self._call("GET", f"networks/{_segment(name)}"))
+        return cast("NetworkView", self._call("GET", f"networks/{_segment(name)}"))
 
     def create_network(self, spec: Mapping[str, object]) -> NetworkView:
         """Create a network. Raises InvalidInput, Conflict."""
-        return cast(NetworkView, self._call("POST", "networks", spec))
+        return cast("NetworkView", self._call("POST", "networks", spec))
 
     def delete_network(self, name: str) -> None:
         """Delete a network. Raises NotFound, Conflict when a VM is on it."""
@@ -264,7 +266,7 @@ class Client:
 
     def stack(self, name: str) -> StackView:
         """Return one stack. Raises NotFound."""
-        return cast(StackView, self._call("GET", f"stacks/{_segment(name)}"))
+        return cast("StackView", self._call("GET", f"stacks/{_segment(name)}"))
 
     def up(self, name: str, content: object) -> OperationWire:
         """Make a stack what ``content``, its file, says. Raises InvalidInput, NotAdmitted."""

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,15 +29,24 @@ _LOG_BYTES = 4096
 class DaemonFinder:
     """Gives connections to the daemon of one data directory.
 
-    ``on_start`` is told when a daemon is about to be started (its log file).
+    ``on_start`` is told when a daemon is about to be started (its log file). ``argv`` is the
+    command that starts one, ``limit`` the seconds that it has until it answers.
     """
 
     def __init__(
-        self, home: Path, *, start: bool = True, on_start: Callable[[Path], None] | None = None
+        self,
+        home: Path,
+        *,
+        start: bool = True,
+        on_start: Callable[[Path], None] | None = None,
+        argv: Sequence[str] | None = None,
+        limit: float = START_LIMIT,
     ) -> None:
         self.home = home
         self._start = start
         self._on_start = on_start
+        self._argv = list(argv) if argv is not None else daemon_argv()
+        self._limit = limit
 
     @property
     def socket_path(self) -> Path:
@@ -86,7 +95,7 @@ class DaemonFinder:
         return sock
 
     def _connect_by_starting(self) -> socket.socket:
-        deadline = time.monotonic() + START_LIMIT
+        deadline = time.monotonic() + self._limit
         self._make_home()
         with self._only_starter(deadline):
             found = self._try_connect()  # another command may have started it meanwhile
@@ -154,7 +163,7 @@ class DaemonFinder:
             raise HostError(f"{self.log} cannot be written: {error.strerror}") from error
         try:
             return subprocess.Popen(
-                daemon_argv(),
+                self._argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -182,7 +191,7 @@ class DaemonFinder:
     def _unreachable(self, process: subprocess.Popen[bytes], said_before: int) -> DaemonUnreachable:
         status = process.poll()
         if status is None:
-            what = f"the daemon (pid {process.pid}) does not answer within {START_LIMIT:g} s"
+            what = f"the daemon (pid {process.pid}) does not answer within {self._limit:g} s"
             process.returncode = 0
         else:
             what = f"the daemon ended with status {status} as soon as it was started"

@@ -45,6 +45,10 @@ class _Collector:
         self.complete = True
 
 
+class _NoAnswerError(Exception):
+    """The connection ended before a single byte of an answer."""
+
+
 class Response:
     """An answer whose head has arrived; the body is read as it comes."""
 
@@ -52,12 +56,10 @@ class Response:
         self._sock = sock
         self._collector = _Collector()
         self._parser = httptools.HttpResponseParser(self._collector)
+        self._heard = False
         while not self._collector.headers_done:
             if not self._feed():
-                raise DaemonUnreachable(
-                    "the daemon closed the connection without an answer",
-                    hint="its log tells why: hanokd.log in the data directory",
-                )
+                raise _NoAnswerError
         self.status = self._parser.get_status_code()
         self.headers: Mapping[str, str] = self._collector.headers
 
@@ -70,9 +72,12 @@ class Response:
                 f"the daemon did not answer within {self._sock.gettimeout():g} s"
             ) from None
         except OSError as error:
+            if not self._heard:
+                raise _NoAnswerError from error
             raise DaemonUnreachable(f"the connection to the daemon broke: {error}") from error
         if not data:
             return False
+        self._heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -153,13 +158,33 @@ class Transport:
         """
         size = len(body) if isinstance(body, bytes) else length
         head = _head(method, path, query, content_type, size)
-        with self.connect() as sock:
-            sock.settimeout(timeout)
-            _send(sock, head, body)
-            response = Response(sock)
+        # A daemon that just ended itself as idle may have taken the connection and no more. What
+        # only asks is asked again, which starts a new one; what changes something is not.
+        sock, response = self._exchange(head, body, timeout, again=method == "GET")
+        with sock:
             if response.status >= 400:
                 raise error_of(response.read(), response.status)
             yield response
+
+    def _exchange(
+        self, head: bytes, body: bytes | BinaryIO | None, timeout: float | None, *, again: bool
+    ) -> tuple[socket.socket, Response]:
+        sock = self.connect()
+        try:
+            sock.settimeout(timeout)
+            _send(sock, head, body)
+            return sock, Response(sock)
+        except _NoAnswerError:
+            sock.close()
+            if not again:
+                raise DaemonUnreachable(
+                    "the daemon closed the connection without an answer",
+                    hint="its log tells why: hanokd.log in the data directory",
+                ) from None
+        except BaseException:
+            sock.close()
+            raise
+        return self._exchange(head, body, timeout, again=False)
 
 
 def _head(
