@@ -19,6 +19,7 @@ class HypervisorFacts(Frozen):
     modes: tuple[str, ...]
     machine_type: str | None = None
     reason: str = Field(default="", description="why this accelerator and no other")
+    measured: bool = Field(default=True, description="whether a real guest has shown it")
 
 
 class HostResources(Frozen):

@@ -5,7 +5,13 @@ Sizes are bytes, times seconds since the epoch, durations seconds.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+import sys
+from typing import Any
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:  # pydantic cannot look into the older one
+    from typing_extensions import TypedDict
 
 
 class PortView(TypedDict):

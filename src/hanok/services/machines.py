@@ -17,14 +17,23 @@ from hanok.proc import Account
 
 @dataclass(frozen=True)
 class VmFiles:
-    """Where the files of one VM are."""
+    """Where the files of one VM are.
+
+    The outer folder is the daemon's: no hypervisor process can put a link there under a name that
+    the daemon opens. The inner one, ``machine``, belongs to the VM's account.
+    """
 
     folder: Path
 
     @property
+    def machine(self) -> Path:
+        """Where the hypervisor's process writes: the disk, its sockets, its own log."""
+        return self.folder / "m"
+
+    @property
     def disk(self) -> Path:
         """The root disk, an overlay on the image's."""
-        return self.folder / "disk.qcow2"
+        return self.machine / "disk.qcow2"
 
     @property
     def seed(self) -> Path:
@@ -52,11 +61,12 @@ def account_of(uid: int) -> Account | None:
     return Account(uid, uid) if os.geteuid() == 0 else None
 
 
-def make_folder(files: VmFiles, account: Account | None) -> None:
-    """Make the VM's folder, readable by its account alone."""
-    files.folder.mkdir(mode=0o700, exist_ok=True)
+def make_folders(files: VmFiles, account: Account | None) -> None:
+    """Make the VM's folders; the inner one is readable by its account alone."""
+    files.folder.mkdir(mode=0o711, exist_ok=True)
+    files.machine.mkdir(mode=0o700, exist_ok=True)
     if account is not None:
-        os.chown(files.folder, account.uid, account.gid)
+        os.chown(files.machine, account.uid, account.gid)
 
 
 def give_file(path: Path, data: bytes, account: Account | None) -> None:
@@ -115,7 +125,7 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         cpus=record.spec.cpus,
         memory=record.spec.memory,
         mode=record.mode,
-        folder=files.folder,
+        folder=files.machine,
         account=account_of(record.uid),
         disks=(root, seed),
         nics=tuple(Nic(mac=nic.mac, network=nic.network) for nic in record.nics),

@@ -29,14 +29,33 @@ class Work:
     operation: Operation
     changes: Broadcast[Operation] = field(default_factory=Broadcast)
     task: asyncio.Task[None] | None = None
+    parent: Work | None = None
     cancelled_by_user: bool = False
+
+    @property
+    def by_user(self) -> bool:
+        """Whether a user cancelled it: what it made goes away again."""
+        return self.cancelled_by_user or (self.parent is not None and self.parent.by_user)
+
+    def part(self, kind: str, target: str) -> Work:
+        """Return a part of this work on another target; its reports come out prefixed."""
+        update = {"kind": kind, "target": target}
+        return Work(self.operation.model_copy(update=update), parent=self)
 
     def report(self, message: str, fraction: float | None = None) -> None:
         """Show ``message`` and how much is done (0 to 1, None: unknown) to all who follow."""
+        if self.parent is not None:
+            self.parent.report(f"{self.operation.target}: {message}", self.parent.done)
+            return
         self.operation = self.operation.model_copy(
             update={"message": message, "fraction": fraction, "state": OperationState.RUNNING}
         )
         self.changes.send(self.operation)
+
+    @property
+    def done(self) -> float | None:
+        """How much was done when it last reported."""
+        return self.operation.fraction
 
 
 Handler = Callable[[Work], Awaitable[dict[str, Any] | None]]

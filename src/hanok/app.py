@@ -1,0 +1,230 @@
+"""The daemon, hanokd: the composition root, the only file that names concrete backends."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import uvicorn
+
+from hanok import __version__
+from hanok.api.app import Activity, create_app
+from hanok.config import Settings, load_settings
+from hanok.errors import Conflict, HanokError, HostError, InvalidInput
+from hanok.hypervisors.base import Hypervisor
+from hanok.hypervisors.fake import FakeHypervisor
+from hanok.hypervisors.qemu.driver import QemuHypervisor
+from hanok.hypervisors.qemu.probe import ProbeGuest
+from hanok.images.library import ImageLibrary
+from hanok.network.base import Networks
+from hanok.network.keepers import KeeperNetworks
+from hanok.network.none import NoNetworks
+from hanok.proc import Account, SystemRunner
+from hanok.services.bundle import Services, make_services
+from hanok.services.events import EventLog
+from hanok.services.failpoints import Failpoints
+from hanok.services.parts import Parts, is_up
+from hanok.store.sqlite import SqliteStore
+
+_log = logging.getLogger("hanokd")
+_LOG_SIZE = 4 * 1024 * 1024
+_IDLE_LOOK = 1.0
+_IDLE_EXIT = 600.0
+_BUILD_UID_OFFSET = 70_000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the daemon until it is told to end (SIGTERM, SIGINT). VMs go on without it."""
+    parser = argparse.ArgumentParser("hanokd", description="The daemon of Hanok.")
+    parser.add_argument("--foreground", action="store_true", help="log to the terminal")
+    parser.add_argument("--version", action="version", version=f"hanokd {__version__}")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load_settings(os.environ)
+        if not options.foreground and settings.idle_exit is None:
+            settings = replace(settings, idle_exit=_IDLE_EXIT)
+        prepare_home(settings)
+        set_up_logging(settings, foreground=options.foreground)
+        with only_daemon(settings):
+            asyncio.run(serve(settings))
+    except HanokError as error:
+        print(f"hanokd: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def prepare_home(settings: Settings) -> None:
+    """Make the data directory. Raises HostError when VMs' accounts could not reach it."""
+    for folder in (settings.home, settings.vms, settings.networks):
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        folder.chmod(0o711)
+    settings.images.mkdir(mode=0o755, parents=True, exist_ok=True)
+    settings.keys.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() != 0:
+        return
+    for folder in settings.home.resolve().parents:
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            raise HostError(
+                f"the folder {folder} keeps other users out, so QEMU, which runs as one of its"
+                f" own, cannot reach the data directory {settings.home}",
+                hint=f"chmod o+x {folder}, or set HANOK_HOME to another place",
+            )
+
+
+def set_up_logging(settings: Settings, *, foreground: bool) -> None:
+    """Log to the terminal, or to a file that is rotated."""
+    handler: logging.Handler = logging.StreamHandler()
+    if not foreground:
+        handler = RotatingFileHandler(settings.log, maxBytes=_LOG_SIZE, backupCount=2)
+    logging.basicConfig(
+        level=logging.INFO,
+        handlers=[handler],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("qemu").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def only_daemon(settings: Settings) -> Iterator[None]:
+    """Hold the data directory's lock. Raises Conflict when another daemon has it."""
+    with open(settings.lock, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"another hanokd serves {settings.home} already",
+                hint="use it, or set HANOK_HOME to another data directory",
+            ) from None
+        yield
+
+
+async def serve(settings: Settings) -> None:
+    """Take over what an earlier daemon left, then answer until told to end."""
+    services = await make_daemon(settings)
+    try:
+        await services.recovery.run()
+        activity = Activity(create_app(services))
+        config = uvicorn.Config(
+            activity,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+            ws_max_size=16 * 1024 * 1024,
+        )
+        server = uvicorn.Server(config)
+        listener = listen(settings.socket)
+        watcher = asyncio.create_task(end_when_idle(settings, services, activity, server))
+        _log.info("hanokd %s answers at %s", __version__, settings.socket)
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            watcher.cancel()
+            settings.socket.unlink(missing_ok=True)
+    finally:
+        await services.close()
+        _log.info("hanokd ended; what ran goes on")
+
+
+def listen(path: Path) -> socket.socket:
+    """Return a listening unix socket that its owner alone may connect to."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    return listener
+
+
+async def end_when_idle(
+    settings: Settings, services: Services, activity: Activity, server: uvicorn.Server
+) -> None:
+    """End a daemon that a command started once no VM runs and nobody asks for anything."""
+    while settings.idle_exit is not None:
+        await asyncio.sleep(_IDLE_LOOK)
+        if activity.idle_seconds() < settings.idle_exit:
+            continue
+        store = services.parts.store
+        busy = any(is_up(vm) for vm in await store.vms())
+        if not busy and not await store.operations(unfinished=True):
+            server.should_exit = True
+            return
+
+
+async def make_daemon(settings: Settings) -> Services:
+    """Return the services on the backends that ``settings`` ask for."""
+    store = SqliteStore(settings.database)
+    await store.open()
+    runner = SystemRunner()
+    images = ImageLibrary(settings.images, runner, _build_account(settings))
+    hypervisor, networks = make_backends(settings, runner, images)
+    parts = Parts(
+        settings=settings,
+        store=store,
+        events=EventLog(store),
+        hypervisor=hypervisor,
+        networks=networks,
+        images=images,
+        runner=runner,
+        failpoints=Failpoints(settings.failpoint),
+    )
+    return make_services(parts)
+
+
+def _build_account(settings: Settings) -> Account | None:
+    uid = settings.uid_base + _BUILD_UID_OFFSET
+    return Account(uid, uid) if os.geteuid() == 0 else None
+
+
+def make_backends(
+    settings: Settings, runner: SystemRunner, images: ImageLibrary
+) -> tuple[Hypervisor, Networks]:
+    """Return the hypervisor and the networks. Raises InvalidInput for an unknown choice."""
+    if settings.hypervisor == "fake":
+        return FakeHypervisor(settings.home / "fake"), NoNetworks()
+    if settings.hypervisor not in ("auto", "qemu"):
+        raise InvalidInput(
+            f"{settings.hypervisor!r} is no hypervisor that Hanok has",
+            field="HANOK_HYPERVISOR",
+            expected="auto, qemu or fake",
+        )
+
+    async def probe_guest() -> ProbeGuest | None:
+        image = await asyncio.to_thread(images.find, "micro")
+        if image is None:
+            return None
+        kernel, folder = image.kernels[0], images.path(image)
+        return ProbeGuest(
+            kernel=folder / kernel.vmlinuz,
+            initrd=folder / kernel.initrd,
+            cmdline=kernel.cmdline,
+            expected=b"hanok",
+        )
+
+    hypervisor = QemuHypervisor(
+        runner=runner,
+        home=settings.home,
+        probe_guest=probe_guest,
+        cache=settings.home / "acceleration.json",
+    )
+    return hypervisor, KeeperNetworks(settings.networks, settings.home, runner)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The steps of a VM's life. Each is safe to repeat; the caller holds the VM's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from hanok.errors import GuestError, HanokError
+from hanok.guest.evidence import collect_evidence
+from hanok.guest.keys import ensure_key_pair, make_host_key
+from hanok.guest.readiness import wait_ready
+from hanok.guest.seed import SeedData, build_seed
+from hanok.hypervisors.base import Machine, RunState
+from hanok.model.image import Image
+from hanok.model.vm import Evidence, VmRecord, VmState, Wanted
+from hanok.services.events import make_event
+from hanok.services.guests import Guests
+from hanok.services.machines import (
+    account_of,
+    choose_kernel,
+    files_of,
+    give_file,
+    machine_of,
+    make_folders,
+    remove_folder,
+)
+from hanok.services.operations import Report
+from hanok.services.parts import Parts, changed, port_of
+from hanok.storage.volumes import check_disk_size, create_overlay
+from hanok.store.base import DeleteVm
+
+_RUNS = (RunState.RUNNING, RunState.PAUSED)
+_ATTACHED = (VmState.RUNNING, VmState.READY, VmState.PAUSED, VmState.STOPPING)
+
+
+class Lifecycle:
+    """Brings a VM up, makes sure that it is what was asked for, and takes it down again."""
+
+    def __init__(self, parts: Parts, guests: Guests) -> None:
+        self._parts = parts
+        self._guests = guests
+
+    async def start(self, record: VmRecord, report: Report) -> VmRecord:
+        """Bring the VM to the state RUNNING; when that fails, nothing of the try is left."""
+        hit = self._parts.failpoints.hit
+        hit("start.begin")
+        image, record = await self._choose_image(record, report)
+        hit("start.image")
+        machine = self._machine(record, image)
+        report("preparing its networks and disk", None)
+        await self._ensure_networks(record)
+        hit("start.networks")
+        await self._make_files(record, image)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.release, record)
+            undo.push_async_callback(self._parts.hypervisor.kill, record.uuid)
+            if await self._parts.hypervisor.adopt(machine) not in _RUNS:
+                report("starting", None)
+                await self._start_process(record, machine)
+            hit("start.process")
+            await self._publish(record)
+            hit("start.publish")
+            await self._guests.connect(record)
+            hit("start.guest")
+            record = changed(
+                record, state=VmState.RUNNING, reason=None, started=time.time(), ready_seconds=None
+            )
+            await self._parts.save(record, event="running")
+            undo.pop_all()
+        return record
+
+    async def _choose_image(self, record: VmRecord, report: Report) -> tuple[Image, VmRecord]:
+        images, spec = self._parts.images, record.spec
+        image = images.get(record.image_id) if record.image_id else None
+        if image is None:
+            image = await images.ensure(spec.image, spec.packages, report)
+        check_disk_size(image, spec.disk)
+        choose_kernel(image, record.mode)
+        facts = await self._parts.hypervisor.probe()
+        machine_type = record.machine_type or facts.machine_type
+        record = changed(
+            record, image_id=image.id, machine_type=machine_type, state=VmState.STARTING
+        )
+        await self._parts.save(record, event="starting")
+        return image, record
+
+    def _machine(self, record: VmRecord, image: Image) -> Machine:
+        return machine_of(self._parts.settings, record, image, self._parts.images.path(image))
+
+    async def _ensure_networks(self, record: VmRecord) -> None:
+        """Start the networks that do not run yet: the first VM on one starts it."""
+        for nic in record.nics:
+            async with self._parts.network_lock(nic.network):
+                status = await self._parts.networks.status(nic.network)
+                if not status.running:
+                    network = await self._parts.network(nic.network)
+                    ports = await self._parts.ports_on(nic.network, _ATTACHED)
+                    await self._parts.networks.ensure(network, ports)
+
+    async def _make_files(self, record: VmRecord, image: Image) -> None:
+        settings, hit = self._parts.settings, self._parts.failpoints.hit
+        files, account = files_of(settings, record.uuid), account_of(record.uid)
+        make_folders(files, account)
+        hit("start.folder")
+        await create_overlay(
+            self._parts.runner,
+            base=self._parts.images.path(image) / image.disk,
+            image=image,
+            path=files.disk,
+            size=record.spec.disk,
+            account=account,
+        )
+        hit("start.disk")
+        if not files.seed.exists():
+            give_file(files.seed, await self._seed(record, image, files.host_key), account)
+        hit("start.seed")
+
+    async def _seed(self, record: VmRecord, image: Image, host_key: Path) -> bytes:
+        runner, settings = self._parts.runner, self._parts.settings
+        pair = await ensure_key_pair(settings.keys, runner)
+        private: str | None = None
+        public: str | None = None
+        if image.ssh_user is not None:
+            made = await make_host_key(runner, settings.keys)
+            private, public = made.private, made.public
+            give_file(host_key, public.encode(), None)
+        return build_seed(
+            SeedData(
+                instance_id=record.uuid,
+                host_name=record.spec.name,
+                user_data=record.spec.user_data,
+                authorized_keys=(pair.public,),
+                host_key_private=private,
+                host_key_public=public,
+                ssh_user=image.ssh_user,
+                cloud_init=image.cloud_init,
+            )
+        )
+
+    async def _start_process(self, record: VmRecord, machine: Machine) -> None:
+        taps: list[int] = []
+        try:
+            for nic in record.nics:
+                port = port_of(record, nic.network)
+                taps.append(await self._parts.networks.attach(nic.network, port))
+            self._parts.failpoints.hit("start.attach")
+            await self._parts.hypervisor.start(machine, tuple(taps))
+        finally:
+            for tap in taps:
+                os.close(tap)
+
+    async def _publish(self, record: VmRecord) -> None:
+        if record.nics:
+            network = record.nics[0].network
+            await self._parts.networks.publish(network, port_of(record, network))
+
+    async def become_ready(self, record: VmRecord, report: Report) -> VmRecord:
+        """Wait until the guest is ready and really runs in the mode that was asked for.
+
+        Raises GuestError, with the VM's state FAILED and the reason kept, when it is not.
+        """
+        image = self._parts.images.get(record.image_id or "")
+        report(f"waiting until it is ready ({describe_ready(record)})", None)
+        try:
+            await wait_ready(
+                record.spec.ready,
+                probe=self._guests.probe(record),
+                cloud_init=bool(image and image.cloud_init),
+            )
+            evidence = await self._evidence(record, image)
+            if evidence is not None and evidence.contradiction is not None:
+                raise GuestError(
+                    f"{record.spec.name} does not run as asked: {evidence.contradiction}",
+                    hint="that is a fault of the image or of Hanok; please report it",
+                )
+        except HanokError as error:
+            await self._fail(record, error)
+            raise
+        self._parts.failpoints.hit("start.ready")
+        seconds = round(time.time() - (record.started or time.time()), 3)
+        record = changed(record, state=VmState.READY, ready_seconds=seconds, evidence=evidence)
+        await self._parts.save(record, event="ready", message=f"after {seconds:.1f} s")
+        return record
+
+    async def _evidence(self, record: VmRecord, image: Image | None) -> Evidence | None:
+        if image is None or not image.agent:
+            return None
+        return await collect_evidence(await self._guests.agent(record), record.mode)
+
+    async def _fail(self, record: VmRecord, error: HanokError) -> None:
+        words = self._guests.last_words(record)
+        reason = error.message + (f"; its console's last lines: {words}" if words else "")
+        alive = await self._parts.hypervisor.state(record.uuid) in _RUNS
+        if not alive:
+            await self.release(record)
+        record = changed(record, state=VmState.FAILED, reason=reason[:2000])
+        await self._parts.save(record, event="failed", message=reason[:2000])
+
+    def last_words(self, record: VmRecord) -> str:
+        """Return the last lines of the guest's console."""
+        return self._guests.last_words(record)
+
+    async def stop(self, record: VmRecord, *, force: bool, timeout: float, report: Report) -> None:
+        """Bring the VM to nothing that runs: ask the guest, and end it after ``timeout`` s."""
+        hit, hypervisor = self._parts.failpoints.hit, self._parts.hypervisor
+        hit("stop.begin")
+        if await hypervisor.state(record.uuid) in _RUNS:
+            await self._parts.save(changed(record, state=VmState.STOPPING), event="stopping")
+            if not force:
+                report("asking the guest to power off", None)
+                await self._ask(record)
+                hit("stop.asked")
+                if not await hypervisor.wait_stopped(record.uuid, timeout):
+                    report(f"it did not power off within {timeout:g} s: ending it", None)
+        await hypervisor.kill(record.uuid)
+        hit("stop.gone")
+        await self.release(record)
+        hit("stop.detached")
+
+    async def _ask(self, record: VmRecord) -> None:
+        """Ask by the power button and by the agent: a guest may listen to one of them only."""
+        if await self._parts.hypervisor.state(record.uuid) is RunState.PAUSED:
+            await self._parts.hypervisor.resume(record.uuid)
+        await self._parts.hypervisor.ask_stop(record.uuid)
+        with contextlib.suppress(GuestError):
+            await (await self._guests.agent(record)).shutdown()
+
+    async def release(self, record: VmRecord) -> None:
+        """Give back what a VM that does not run holds: connections, ports, idle networks."""
+        await self._guests.disconnect(record.uuid)
+        for nic in record.nics:
+            await self._parts.networks.detach(nic.network, record.uuid)
+            async with self._parts.network_lock(nic.network):
+                ports = await self._parts.ports_on(nic.network)
+                if all(port.vm == record.uuid for port in ports):
+                    await self._parts.networks.stop(nic.network)
+
+    async def remove(self, record: VmRecord) -> None:
+        """Forget a VM that has been stopped, and remove its files."""
+        hit = self._parts.failpoints.hit
+        hit("delete.stopped")
+        remove_folder(files_of(self._parts.settings, record.uuid))
+        hit("delete.folder")
+        told = make_event("vm", record.spec.name, "deleted")
+        await self._parts.events.commit(DeleteVm(record.uuid), event=told)
+        hit("delete.end")
+
+    async def settle_stopped(self, record: VmRecord, reason: str | None = None) -> VmRecord:
+        """Write down that the VM does not run any more."""
+        record = changed(
+            record,
+            wanted=Wanted.STOPPED,
+            state=VmState.FAILED if reason else VmState.STOPPED,
+            reason=reason,
+            started=None,
+            evidence=None,
+        )
+        event = "failed" if reason else "stopped"
+        await self._parts.save(record, event=event, message=reason or "")
+        self._parts.failpoints.hit("stop.end")
+        return record
+
+
+def describe_ready(record: VmRecord) -> str:
+    """Return in words what must hold before the VM is ready."""
+    ready = record.spec.ready
+    if ready.port is not None:
+        return f"port {ready.port}"
+    if ready.url is not None:
+        return ready.url
+    if ready.command is not None:
+        return "a command in the guest"
+    return "its guest agent answers"

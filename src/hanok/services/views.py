@@ -1,0 +1,136 @@
+"""From what is kept and seen to what the API shows."""
+
+from __future__ import annotations
+
+import platform
+
+import psutil
+
+from hanok import __version__
+from hanok.errors import HanokError
+from hanok.model.host import HypervisorFacts, Room
+from hanok.model.views import HostView, NicView, PortView, RoomView, VmDetail, VmView
+from hanok.model.vm import VmRecord, Wanted
+from hanok.services.capacity import CapacityService
+from hanok.services.parts import Parts, is_up
+from hanok.units import format_size
+
+_WARN_DISK_PERCENT = 80
+
+
+def vm_view(record: VmRecord, facts: HypervisorFacts) -> VmView:
+    """Return a VM as lists show it."""
+    spec = record.spec
+    return VmView(
+        name=spec.name,
+        uuid=record.uuid,
+        state="deleting" if record.wanted is Wanted.ABSENT else str(record.state),
+        reason=record.reason,
+        image=spec.image,
+        hypervisor=record.hypervisor,
+        accelerator=facts.accelerator,
+        mode=str(record.mode),
+        cpus=spec.cpus,
+        memory=spec.memory,
+        disk=spec.disk,
+        addresses=[nic.address for nic in record.nics],
+        ports=[
+            PortView(address=port.address, host_port=port.host_port, guest_port=port.guest_port)
+            for port in spec.publish
+        ],
+        ready_seconds=record.ready_seconds,
+        created=record.created,
+        stack=record.stack,
+    )
+
+
+class Views:
+    """Builds the larger views, which ask the hypervisor and the host."""
+
+    def __init__(self, parts: Parts, capacity: CapacityService) -> None:
+        self._parts = parts
+        self._capacity = capacity
+
+    async def vms(self) -> list[VmView]:
+        """Return all VMs."""
+        facts = await self._parts.hypervisor.probe()
+        return [vm_view(record, facts) for record in await self._parts.store.vms()]
+
+    async def vm(self, name: str) -> VmDetail:
+        """Return everything about one VM."""
+        record = await self._parts.vm(name)
+        facts = await self._parts.hypervisor.probe()
+        spec = record.spec
+        cpu, resident = await self._statistics(record)
+        return VmDetail(
+            **vm_view(record, facts),
+            wanted=str(record.wanted),
+            networks=[
+                NicView(network=nic.network, mac=nic.mac, address=nic.address)
+                for nic in record.nics
+            ],
+            image_id=record.image_id,
+            machine_type=record.machine_type,
+            isolation=facts.isolation,
+            started=record.started,
+            evidence=record.evidence.model_dump(mode="json") if record.evidence else None,
+            overhead=self._parts.hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer),
+            cpu_seconds=cpu,
+            resident=resident,
+            ready=spec.ready.model_dump(mode="json", exclude_none=True),
+            packages=list(spec.packages),
+            user_data="(redacted)" if spec.user_data else None,
+            pid=None,
+        )
+
+    async def _statistics(self, record: VmRecord) -> tuple[float | None, int | None]:
+        if not is_up(record):
+            return None, None
+        try:
+            found = await self._parts.hypervisor.statistics(record.uuid)
+        except HanokError:
+            return None, None  # it has just stopped: its state says so
+        return found.cpu_seconds, found.resident
+
+    async def host(self) -> HostView:
+        """Return the host: what it has, what is given away, what is left."""
+        facts = await self._parts.hypervisor.probe()
+        records = await self._parts.store.vms()
+        resources = self._capacity.resources()
+        rooms = await self._capacity.rooms()
+        up = [record for record in records if is_up(record)]
+        demands = await self._capacity.demands(up)
+        return HostView(
+            name=platform.node(),
+            version=__version__,
+            kernel=platform.release(),
+            home=str(self._parts.settings.home),
+            user=psutil.Process().username(),
+            hypervisors=[facts.model_dump(mode="json")],
+            isolation=facts.isolation,
+            cpus=resources.cpus,
+            cpu_ratio=self._parts.settings.policy.cpu_ratio,
+            memory=resources.memory,
+            overhead=sum(demand.overhead for demand in demands),
+            vms=len(records),
+            running=len(up),
+            rooms=[self._room(room) for room in rooms],
+            notes=self._notes(resources.disk, resources.disk_free),
+        )
+
+    def _room(self, room: Room) -> RoomView:
+        policy = self._parts.settings.policy
+        reserved = {"memory": policy.reserve_memory, "disk": policy.reserve_disk}
+        return RoomView(
+            resource=room.resource,
+            capacity=room.capacity,
+            used=room.used,
+            reserved=reserved.get(room.resource, 0),
+            free=room.free,
+        )
+
+    def _notes(self, disk: int, disk_free: int) -> list[str]:
+        percent = round(100 * (disk - disk_free) / disk) if disk else 0
+        if percent < _WARN_DISK_PERCENT:
+            return []
+        return [f"the disk is {percent} % full: {format_size(disk_free)} are left"]
