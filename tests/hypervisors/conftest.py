@@ -1,0 +1,49 @@
+"""The rigs of the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hanok.model.vm import Mode
+from tests.hypervisors.rigs import Rig
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("qemu-para", marks=pytest.mark.vm),
+        pytest.param("qemu-full", marks=pytest.mark.vm),
+    ]
+)
+async def rig(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[Rig]:
+    """A hypervisor and a mode; whatever the test did, nothing is left of it."""
+    kind: str = request.param
+    image = None if kind == "fake" else request.getfixturevalue("micro_image")
+    mode = Mode.FULL if kind == "qemu-full" else Mode.PARA
+    async with _closing(Rig(short_tmp, mode, image)) as made:
+        yield made
+
+
+@pytest.fixture
+async def qemu(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[Rig]:
+    """QEMU in mode para, for what QEMU alone has."""
+    image = request.getfixturevalue("micro_image")
+    async with _closing(Rig(short_tmp, Mode.PARA, image)) as made:
+        yield made
+
+
+class _closing:
+    """Closes a rig and asserts that nothing is left."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    async def __aenter__(self) -> Rig:
+        return self._rig
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._rig.close()
+        assert self._rig.leftovers() == []
