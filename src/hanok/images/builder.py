@@ -1,0 +1,213 @@
+"""Builds an image: mmdebstrap in a sandbox, then the result checked and taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanok.errors import CommandFailed, HostError, InvalidInput, TimedOut
+from hanok.images.debs import keep_debs, offer_debs
+from hanok.images.filing import flush, hash_file, take_file
+from hanok.images.progress import BuildProgress, Report
+from hanok.images.qcow2 import read_virtual_size
+from hanok.images.recipes import MICRO, Recipe, guest_files
+from hanok.images.sandbox import Sandbox, make_sandbox
+from hanok.model.image import Image, Kernel
+from hanok.model.vm import Mode
+from hanok.proc import Account, Runner, require_program
+from hanok.units import MIB
+
+METADATA = "image.json"
+DISK = "disk.qcow2"
+_TIME_LIMIT = 20 * 60
+_FREE_SPACE = 512  # MiB left on a new Debian disk before it is grown
+_MISSING_PACKAGE = re.compile(r"E: Unable to locate package (\S+)")
+_NO_SUITE = re.compile(r"does not have a Release file|404 +Not Found|does not seem to be available")
+
+_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "qemu-img": "qemu-utils",
+    "mke2fs": "e2fsprogs",
+    "setpriv": "util-linux",
+    "xz": "xz-utils",
+    "lz4": "lz4",
+    "zstd": "zstd",
+}
+# cryptomgr.notests skips self-tests of ciphers (0.5 s of an emulated CPU); expedited RCU shortens
+# waits in a boot that has one CPU. CPU mitigations stay as the kernel chooses: switching them off
+# gained nothing that could be measured.
+_FAST = "cryptomgr.notests rcupdate.rcu_expedited=1 audit=0"
+_CONSOLE = "console=ttyS0,115200"
+
+
+@dataclass(frozen=True)
+class BuiltFiles:
+    """What a build must leave in its output folder, and the kernels that are made of it."""
+
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File names, the disk first."""
+        found = [DISK]
+        for kernel in self.kernels:
+            found += [kernel.vmlinuz, kernel.initrd]
+        return tuple(found)
+
+
+def kernels_of(recipe: Recipe) -> tuple[Kernel, ...]:
+    """Return the kernels of an image, the fastest first."""
+    if recipe.kind == MICRO:
+        line = f"{_CONSOLE} root=LABEL=hanok-root rw quiet {_FAST}"
+        cloud = "vmlinux-cloud"
+    else:
+        line = f"{_CONSOLE} root=LABEL=hanok-root rw quiet {_FAST} net.ifnames=0"
+        cloud = "vmlinuz-cloud"
+    full = (Mode.FULL, Mode.PARA, Mode.HYBRID)
+    return (
+        Kernel(name="cloud", vmlinuz=cloud, initrd="initrd-cloud", cmdline=line, modes=full[1:2]),
+        Kernel(
+            name="generic",
+            vmlinuz="vmlinux-generic",
+            initrd="initrd-generic",
+            cmdline=line,
+            modes=full,
+        ),
+    )
+
+
+def mmdebstrap_argv(recipe: Recipe, sandbox: Sandbox) -> list[str]:
+    """Return the command that makes the image's files in ``sandbox.out``. Pure.
+
+    Names in it come from a recipe, so they are validated; paths are quoted for the hooks' shell.
+    """
+    files, debs, out = (
+        shlex.quote(str(path)) for path in (sandbox.files, sandbox.debs, sandbox.out)
+    )
+    is_micro = recipe.kind == MICRO
+    hook = "extract" if is_micro else "customize"
+    shell = "busybox sh" if is_micro else "sh"
+    packages = (*recipe.base_packages, *recipe.packages)
+    # Variant extract has downloaded everything when its hooks run.
+    fetched = "" if is_micro else " ".join(packages)
+    return [
+        "mmdebstrap",
+        "--mode=unshare",
+        "--verbose",
+        "--format=null",
+        "--skip=cleanup",
+        f"--variant={'extract' if is_micro else 'minbase'}",
+        # A name that does not exist must not be taken for a regular expression.
+        '--aptopt=APT::Cmd::Pattern-Only "true"',
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=force-unsafe-io",
+        f"--include={','.join(packages)}",
+        f'--setup-hook=sh {files}/offer {debs} "$1"',
+        f'--extract-hook=sh {files}/fetch {out} "$1" {fetched}',
+        f'--{hook}-hook=sh {files}/place {files} "$1"',
+        f'--{hook}-hook=chroot "$1" {shell} /var/tmp/hanok/files/assemble',
+        f'--{hook}-hook=sh {files}/pack {out} "$1" {recipe.kind} {_FREE_SPACE}',
+        recipe.suite,
+        "-",
+    ]
+
+
+class Builder:
+    """Builds images into folders."""
+
+    def __init__(self, runner: Runner, account: Account | None, cache: Path) -> None:
+        """``cache`` keeps downloaded packages between builds."""
+        self._runner = runner
+        self._account = account
+        self._cache = cache
+
+    async def build(self, recipe: Recipe, folder: Path, report: Report, lock: int) -> Path:
+        """Build ``recipe`` inside the new folder ``folder``; return the finished image folder.
+
+        The processes of the build keep ``lock`` open, so that it is held until the last has ended.
+        Raises InvalidInput for a package that does not exist, CommandFailed with the last lines of
+        output, TimedOut.
+        """
+        for program, package in _PROGRAMS.items():
+            require_program(program, package)
+        cache = self._cache / recipe.suite
+        sandbox = make_sandbox(folder, self._account, guest_files(recipe.kind))
+        await asyncio.to_thread(offer_debs, cache, sandbox.debs)
+        progress = BuildProgress(report)
+        await self._run(recipe, sandbox, progress, lock)
+        report("checking the result", 0.97)
+        finished = await asyncio.to_thread(self._take_over, recipe, sandbox, folder / "image")
+        await asyncio.to_thread(keep_debs, cache, sandbox.out / "debs", progress.debs)
+        return finished
+
+    async def _run(
+        self, recipe: Recipe, sandbox: Sandbox, progress: BuildProgress, lock: int
+    ) -> None:
+        try:
+            await self._runner.run(
+                sandbox.argv(mmdebstrap_argv(recipe, sandbox)),
+                timeout=_TIME_LIMIT,
+                env=sandbox.environment(),
+                limits=sandbox.limits,
+                pass_fds=(lock,),
+                on_line=progress.feed,
+            )
+        except CommandFailed as error:
+            raise _explain(recipe, progress.tail) from error
+        except TimedOut as error:
+            raise TimedOut(
+                f"{recipe.ref} was not built within {_TIME_LIMIT // 60} minutes; its last lines:\n"
+                f"{progress.tail}",
+                hint="look whether the package mirror answers, then build again",
+            ) from error
+
+    def _take_over(self, recipe: Recipe, sandbox: Sandbox, target: Path) -> Path:
+        """Move the checked files into ``target``, add the metadata, flush all to the disk."""
+        built = BuiltFiles(kernels_of(recipe))
+        target.mkdir()
+        target.chmod(0o755)
+        checksums = {}
+        for name in built.names:
+            take_file(sandbox.out / name, target / name, sandbox.owner)
+            checksums[name] = hash_file(target / name)
+        image = Image(
+            id=recipe.id,
+            ref=recipe.ref,
+            os=recipe.os,
+            packages=recipe.packages,
+            disk=DISK,
+            disk_size=read_virtual_size(target / DISK),
+            kernels=built.kernels,
+            ssh_user=None if recipe.kind == MICRO else "debian",
+            cloud_init=recipe.kind != MICRO,
+            minimum_memory=(128 if recipe.kind == MICRO else 384) * MIB,
+            checksums=checksums,
+            created=time.time(),
+            size=sum((target / name).stat().st_blocks * 512 for name in built.names),
+        )
+        path = target / METADATA
+        path.write_text(image.model_dump_json(indent=2) + "\n")
+        path.chmod(0o644)
+        for name in (*built.names, METADATA):
+            flush(target / name)
+        flush(target)
+        return target
+
+
+def _explain(recipe: Recipe, tail: str) -> HostError | InvalidInput:
+    if found := _MISSING_PACKAGE.search(tail):
+        return InvalidInput(
+            f"{recipe.os} has no package {found[1]}",
+            field="packages",
+            expected=f"packages of {recipe.os}",
+            hint=f"look it up with 'apt-cache search' on a {recipe.os}",
+        )
+    hint = "read the last lines, then build again: what was downloaded is kept"
+    if _NO_SUITE.search(tail):
+        hint = f"the package mirror does not serve {recipe.suite} (any more)"
+    return CommandFailed(f"{recipe.ref} could not be built; its last lines:\n{tail}", hint=hint)
