@@ -16,7 +16,7 @@ import pytest
 from tests.cli import stand_in
 from tests.cli.stand_in import StandIn
 
-LIMIT = 60
+LIMIT = 120
 
 
 @dataclass

@@ -28,6 +28,8 @@ HEAVY = {
     "logging",
     "psutil",
     "tenacity",
+    "typing_extensions",
+    "hanok.model.views",
 }
 
 

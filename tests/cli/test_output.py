@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanok.cli.logs import terminal_safe
@@ -32,6 +32,7 @@ def test_long_cells_are_folded_and_nothing_is_lost() -> None:
     assert "".join(line[6:] for line in shown[1:]).replace(" ", "") == ports.replace(" ", "")
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(
     st.lists(st.tuples(*[st.text(alphabet="ab ,-", max_size=80)] * 3), max_size=5),
     st.integers(min_value=40, max_value=120),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanok.cli.stackfile import LARGEST, read_stack_file
@@ -189,12 +189,14 @@ _DATA = st.dictionaries(
 )
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(_DATA)
 def test_json_is_read_as_json_means_it(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.mktemp("stack") / "s.yaml"
     assert read(path, json.dumps(data, ensure_ascii=False)) == data
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(_DATA)
 def test_every_key_has_its_line(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.mktemp("stack") / "s.yaml"

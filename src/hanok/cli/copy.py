@@ -7,13 +7,15 @@ import re
 import stat
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from hanok.cli.base import Example, Session, common_options, pass_session
 from hanok.errors import AgentUnavailable, HanokError, HostError, InvalidInput
-from hanok.model.views import SshView
+
+if TYPE_CHECKING:
+    from hanok.model.views import SshView
 
 _GUEST = re.compile(r"(?P<vm>[A-Za-z0-9][A-Za-z0-9-]*):(?P<path>.*)", re.S)
 

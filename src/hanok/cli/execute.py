@@ -9,12 +9,15 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hanok.cli.base import Remainder, Session, common_options, complete_vm, pass_session
 from hanok.errors import InvalidInput
-from hanok.model.views import ExecView
+
+if TYPE_CHECKING:
+    from hanok.model.views import ExecView
 
 _LARGEST_INPUT = 700 * 1024  # in base64 it must fit into the 1 MiB that a request may have
 _PATIENCE = 2.0

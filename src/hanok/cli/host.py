@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from hanok.cli.base import Example, Lazy, LazyGroup, Session, common_options, pass_session
 from hanok.cli.output import Cell
 from hanok.cli.progress import follow
 from hanok.client.wire import FitWire
-from hanok.model.views import HostView
 from hanok.units import format_size
+
+if TYPE_CHECKING:
+    from hanok.model.views import HostView
 
 
 @click.group(
@@ -141,4 +145,6 @@ def fit(session: Session, cpus: int, memory: str, disk: str) -> None:
 
 def _what_stops(found: FitWire) -> str:
     lack = quantity(found["limit"], found["missing"])
+    if "cpu" in found["limit"].lower():
+        return f"The next one lacks {lack} vCPU{'s' * (found['missing'] != 1)}."
     return f"The next one lacks {lack} of {found['limit']}."

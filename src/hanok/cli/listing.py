@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from hanok.cli.base import Example, Session, common_options, complete_vm, pass_session
 from hanok.cli.output import Cell, Output, state_cell
-from hanok.model.views import PortView, VmDetail, VmView
 from hanok.units import format_size
+
+if TYPE_CHECKING:
+    from hanok.model.views import PortView, VmDetail, VmView
 
 
 @click.command(

@@ -93,10 +93,10 @@ def _print_event(session: Session, event: EventWire) -> None:
     what = f"{event['kind']} {event['target']}"
     paint = session.out.paint
     state = state_cell(event["name"])
-    print(
+    words = (
         paint(moment, "dim", sys.stdout),
         printable(f"{what:<28}"),
         paint(printable(f"{state.text:<10}"), state.style, sys.stdout),
         printable(event["message"]),
-        flush=True,
     )
+    print(" ".join(words).rstrip(), flush=True)

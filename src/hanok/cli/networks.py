@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +18,9 @@ from hanok.cli.base import (
 )
 from hanok.cli.output import Cell
 from hanok.errors import HanokError
-from hanok.model.views import NetworkView
+
+if TYPE_CHECKING:
+    from hanok.model.views import NetworkView
 
 
 @click.group(

@@ -13,12 +13,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hanok.cli.base import Remainder, Session, common_options, complete_vm, pass_session
 from hanok.errors import HostError
-from hanok.model.views import SshView
+
+if TYPE_CHECKING:
+    from hanok.model.views import SshView
 
 
 @click.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -14,8 +14,10 @@ from hanok.cli.output import Cell
 from hanok.cli.progress import follow
 from hanok.cli.stackfile import StackFile, read_stack_file
 from hanok.errors import HanokError
-from hanok.model.views import PortView, StackView, VmView
 from hanok.units import format_size
+
+if TYPE_CHECKING:
+    from hanok.model.views import PortView, StackView, VmView
 
 DEFAULT_FILE = "hanok.yaml"
 _WEB_PORTS = (80, 3000, 5000, 8000, 8080)
@@ -49,7 +51,7 @@ def up(session: Session, file: Path, no_wait: bool) -> int:
         session.out.error(error, place=stack_file.place_of(error))
         return error.exit_status
     stack = (
-        cast(StackView, final["result"])
+        cast("StackView", final["result"])
         if final["result"] is not None
         else session.client.stack(stack_file.name)
     )
