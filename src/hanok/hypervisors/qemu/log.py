@@ -26,7 +26,12 @@ def start_log(path: Path) -> None:
 
 def last_words(path: Path) -> str:
     """Return the end of the log in one line, for an error message."""
-    text = _read_end(path, _TAIL).decode("utf-8", "replace")
+    return summary(_read_end(path, _TAIL))
+
+
+def summary(output: bytes) -> str:
+    """Return the last of what QEMU said, in one line without what names itself."""
+    text = output[-_TAIL:].decode("utf-8", "replace")
     lines = [_PREAMBLE.sub("", line.strip()) for line in text.splitlines()]
     # TCG says at each start what of the CPU model it lacks; that is never why QEMU ended.
     told = [line for line in lines if line and "TCG doesn't support requested" not in line]

@@ -1,0 +1,291 @@
+"""Machines to arguments: golden files, and text that cannot break out of its argument.
+
+``HANOK_UPDATE_GOLDEN=1`` writes the golden files anew; read the difference before committing it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hanok.errors import HostError, InvalidInput
+from hanok.hypervisors.base import Disk, Machine, Nic
+from hanok.hypervisors.qemu.arch import X86_64, find_architecture
+from hanok.hypervisors.qemu.argv import (
+    Platform,
+    build_argv,
+    build_probe_argv,
+    default_tcg_buffer,
+)
+from hanok.hypervisors.qemu.build import newest_machine_type
+from hanok.model.image import DiskFormat, Kernel
+from hanok.model.vm import Mode
+from hanok.proc import Account
+from hanok.units import GIB, MIB
+
+GOLDEN = Path(__file__).parent / "golden"
+TCG = Platform(X86_64, "tcg", "pc-q35-7.2", sandbox=True)
+KVM = Platform(X86_64, "kvm", "pc-q35-10.0", sandbox=True)
+BARE = Platform(X86_64, "tcg", "pc-q35-7.2", sandbox=False)
+
+FOLDER = Path("/var/lib/hanok/vms/u/m")
+IMAGE = Path("/var/lib/hanok/images/abc")
+KERNEL = Kernel(
+    name="cloud",
+    vmlinuz="vmlinuz",
+    initrd="initrd",
+    cmdline="console=ttyS0 root=LABEL=hanok-root rw",
+    modes=(Mode.PARA,),
+)
+ROOT = Disk(
+    "root",
+    FOLDER / "disk.qcow2",
+    DiskFormat.QCOW2,
+    backing=IMAGE / "disk.qcow2",
+    backing_format=DiskFormat.QCOW2,
+)
+SEED = Disk("seed", FOLDER / "seed.iso", DiskFormat.RAW, read_only=True)
+DATA = Disk("data", FOLDER / "data.raw", DiskFormat.RAW)
+NIC = Nic("52:54:00:11:22:33", "default")
+SECOND_NIC = Nic("52:54:00:44:55:66", "back")
+PARA = Machine(
+    uuid="11111111-2222-3333-4444-555555555555",
+    name="web",
+    cpus=2,
+    memory=512 * MIB,
+    mode=Mode.PARA,
+    folder=FOLDER,
+    account=Account(1_700_000_001, 1_700_000_001),
+    disks=(ROOT, SEED),
+    nics=(NIC,),
+    kernel=KERNEL,
+    kernel_folder=IMAGE,
+)
+FULL = dataclasses.replace(PARA, mode=Mode.FULL)
+COMMAS = dataclasses.replace(
+    PARA,
+    name="a,b=c,,d",
+    folder=Path("/srv/my, vms/x=y"),
+    disks=(Disk("root", Path('/srv/a,b "c"/d.qcow2'), DiskFormat.QCOW2),),
+    kernel_folder=Path("/srv/k,ernels"),
+)
+
+CASES = {
+    "para-tcg": (PARA, TCG, (7,)),
+    "full-tcg": (FULL, TCG, (7,)),
+    "para-kvm": (PARA, KVM, (7,)),
+    "full-kvm": (FULL, KVM, (7,)),
+    "para-no-nic": (dataclasses.replace(PARA, nics=()), TCG, ()),
+    "full-no-nic-no-agent": (dataclasses.replace(FULL, nics=(), agent=False), TCG, ()),
+    "para-two-nics": (dataclasses.replace(PARA, nics=(NIC, SECOND_NIC)), TCG, (7, 9)),
+    "para-firmware-raw": (
+        dataclasses.replace(PARA, kernel=None, kernel_folder=None, disks=(DATA,), nics=()),
+        TCG,
+        (),
+    ),
+    "para-large": (
+        dataclasses.replace(
+            PARA, memory=4 * GIB, tcg_buffer=100 * MIB + 1, machine_type="pc-q35-6.2"
+        ),
+        TCG,
+        (7,),
+    ),
+    "para-no-sandbox": (PARA, BARE, (7,)),
+    "commas": (COMMAS, TCG, (7,)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_golden(name: str) -> None:
+    machine, platform, taps = CASES[name]
+    check_golden(name, build_argv(machine, platform, taps, "qemu-system-x86_64"))
+
+
+def test_golden_probe() -> None:
+    argv = build_probe_argv(
+        KVM,
+        "qemu-system-x86_64",
+        kernel=IMAGE / "vmlinuz",
+        initrd=IMAGE / "initrd",
+        cmdline="console=ttyS0",
+        memory=256 * MIB,
+        console=5,
+    )
+    check_golden("probe", argv)
+
+
+def check_golden(name: str, argv: list[str]) -> None:
+    path = GOLDEN / f"{name}.txt"
+    text = "".join(f"{argument}\n" for argument in argv)
+    if os.environ.get("HANOK_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_every_golden_file_belongs_to_a_case() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == {*CASES, "probe"}
+
+
+def test_mode_full_has_no_paravirtual_device() -> None:
+    for name, (machine, platform, taps) in CASES.items():
+        if machine.mode is Mode.FULL:
+            text = " ".join(build_argv(machine, platform, taps))
+            assert "virt" not in text, name
+            assert "pvpanic" not in text, name
+            assert "vmgenid" not in text, name
+
+
+# --- text from outside ------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+PIECE = TEXT.filter(lambda text: "/" not in text and text not in (".", ".."))
+
+
+def values(argument: str) -> Iterator[tuple[str, str]]:
+    """Yield keys and values of an option string, as QEMU's opts_parse and keyval_parse see it."""
+    parts, current, position = [], "", 0
+    while position < len(argument):
+        if argument[position] != ",":
+            current += argument[position]
+        elif argument[position : position + 2] == ",,":
+            current += ","
+            position += 1
+        else:
+            parts.append(current)
+            current = ""
+        position += 1
+    for part in [*parts, current]:
+        key, equals, value = part.partition("=")
+        yield (key, value) if equals else ("", key)
+
+
+def options(argv: list[str], flag: str) -> list[str]:
+    """Return the arguments of every ``flag``."""
+    return [argv[index + 1] for index, word in enumerate(argv) if word == flag]
+
+
+@given(name=TEXT, piece=PIECE, disk=PIECE, cmdline=TEXT, machine_type=PIECE)
+def test_text_stays_one_value_of_one_argument(
+    name: str, piece: str, disk: str, cmdline: str, machine_type: str
+) -> None:
+    folder, images, path = Path("/f") / piece, Path("/i") / piece, Path("/d") / disk
+    machine = dataclasses.replace(
+        PARA,
+        name=name,
+        folder=folder,
+        disks=(dataclasses.replace(ROOT, path=path), dataclasses.replace(SEED, path=path)),
+        kernel=KERNEL.model_copy(update={"cmdline": cmdline}),
+        kernel_folder=images,
+        machine_type=machine_type,
+    )
+    argv = build_argv(machine, TCG, (7,))
+    assert len(argv) == len(build_argv(PARA, TCG, (7,)))
+    assert dict(values(options(argv, "-name")[0])) == {"guest": name}
+    sockets = [dict(values(text)) for text in options(argv, "-chardev")]
+    assert [found["path"] for found in sockets] == [
+        str(folder / socket) for socket in ("qmp.sock", "console.sock", "agent.sock")
+    ]
+    assert all(set(found) == {"", "id", "path", "server", "wait"} for found in sockets)
+    nodes = [json.loads(text) for text in options(argv, "-blockdev")]
+    files = [node["filename"] for node in nodes if node["driver"] == "file"]
+    assert files == [str(ROOT.backing), str(path), str(path)]
+    assert options(argv, "-append") == [cmdline]
+    assert options(argv, "-kernel") == [str(images / "vmlinuz")]
+    assert options(argv, "-pidfile") == [str(folder / "qemu.pid")]
+    if "=" not in machine_type:
+        assert next(values(options(argv, "-machine")[0])) == ("", machine_type)
+
+
+@given(text=st.text(), field=st.sampled_from(["name", "folder", "disk", "cmdline"]))
+def test_what_no_argument_can_hold_is_refused(text: str, field: str) -> None:
+    changed = {
+        "name": {"name": text},
+        "folder": {"folder": Path("/f") / text},
+        "disk": {"disks": (dataclasses.replace(DATA, path=Path("/f") / text),)},
+        "cmdline": {"kernel": KERNEL.model_copy(update={"cmdline": text})},
+    }[field]
+    machine = dataclasses.replace(PARA, **changed)  # type: ignore[arg-type]
+    try:
+        argv = build_argv(machine, TCG, (7,))
+    except InvalidInput:
+        assert "\0" in text or any("\ud800" <= char <= "\udfff" for char in text)
+        return
+    for argument in argv:
+        assert b"\0" not in argument.encode()
+
+
+def test_every_disk_node_names_its_format_and_its_base() -> None:
+    nodes = [json.loads(text) for text in options(build_argv(PARA, TCG, (7,)), "-blockdev")]
+    by_name = {node["node-name"]: node for node in nodes}
+    assert by_name["disk0"]["backing"] == "disk0-base"
+    assert by_name["disk0-base"]["backing"] is None
+    assert by_name["disk0-base"]["read-only"] is True
+    assert by_name["disk1"]["driver"] == "raw"
+    assert by_name["disk1"]["read-only"] is True
+    assert not any(node["cache"]["no-flush"] for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "taps", "field"),
+    [
+        ({"mode": Mode.HYBRID}, (7,), "mode"),
+        ({"mode": Mode.AUTO}, (7,), "mode"),
+        ({"disks": (DATA,) * 9}, (7,), "disks"),
+        ({"disks": (DATA,) * 7, "mode": Mode.FULL}, (7,), "disks"),
+        ({"disks": (dataclasses.replace(DATA, backing=FOLDER),)}, (7,), "disks"),
+        ({"nics": (NIC,) * 9}, (7,) * 9, "networks"),
+        ({}, (), "networks"),
+        ({}, (7, 8), "networks"),
+        ({"kernel_folder": None}, (7,), "kernel"),
+    ],
+)
+def test_what_qemu_cannot_be_told_is_refused(
+    changes: dict[str, object], taps: tuple[int, ...], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        build_argv(dataclasses.replace(PARA, **changes), TCG, taps)  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert caught.value.expected
+
+
+def test_the_translation_buffer_is_always_said() -> None:
+    assert default_tcg_buffer(512 * MIB) == 64 * MIB
+    assert default_tcg_buffer(512 * MIB + 1) == 256 * MIB
+    for machine, platform, taps in CASES.values():
+        accelerator = options(build_argv(machine, platform, taps), "-accel")[0]
+        assert accelerator == "kvm" or "tb-size=" in accelerator
+
+
+# --- what QEMU says of itself -----------------------------------------------------------------
+
+
+def test_the_newest_machine_is_chosen_by_number() -> None:
+    listing = """Supported machines are:
+microvm              microvm (i386)
+q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-10.0)
+pc-q35-9.2           Standard PC (Q35 + ICH9, 2009)
+pc-q35-10.0          Standard PC (Q35 + ICH9, 2009)
+pc-q35-4.0.1         Standard PC (Q35 + ICH9, 2009)
+pc-q35-rhel9.0.0     RHEL-9.0.0 PC (Q35 + ICH9, 2009)
+pc-i440fx-10.1       Standard PC (i440FX + PIIX, 1996)
+"""
+    assert newest_machine_type(listing, "pc-q35-") == "pc-q35-10.0"
+
+
+def test_a_qemu_without_versioned_machines_is_refused() -> None:
+    with pytest.raises(HostError):
+        newest_machine_type("Supported machines are:\nq35  x\n", "pc-q35-")
+
+
+def test_an_architecture_without_a_row_is_refused() -> None:
+    assert find_architecture("x86_64") is X86_64
+    with pytest.raises(HostError) as caught:
+        find_architecture("riscv64")
+    assert "x86_64" in (caught.value.hint or "")
