@@ -14,6 +14,7 @@ from hanok.guest.keys import ensure_key_pair, make_host_key
 from hanok.guest.readiness import wait_ready
 from hanok.guest.seed import SeedData, build_seed
 from hanok.hypervisors.base import Machine, RunState
+from hanok.hypervisors.optional import CanReprobe
 from hanok.model.image import Image
 from hanok.model.vm import Evidence, VmRecord, VmState, Wanted
 from hanok.services.events import make_event
@@ -32,6 +33,7 @@ from hanok.services.parts import Parts, changed, port_of
 from hanok.storage.volumes import check_disk_size, create_overlay
 from hanok.store.base import DeleteVm
 
+_PROBE_IMAGE = "micro"
 _RUNS = (RunState.RUNNING, RunState.PAUSED)
 _ATTACHED = (VmState.RUNNING, VmState.READY, VmState.PAUSED, VmState.STOPPING)
 
@@ -47,6 +49,7 @@ class Lifecycle:
         """Bring the VM to the state RUNNING; when that fails, nothing of the try is left."""
         hit = self._parts.failpoints.hit
         hit("start.begin")
+        await self._measure(report)
         image, record = await self._choose_image(record, report)
         hit("start.image")
         machine = self._machine(record, image)
@@ -71,6 +74,16 @@ class Lifecycle:
             await self._parts.save(record, event="running")
             undo.pop_all()
         return record
+
+    async def _measure(self, report: Report) -> None:
+        """Measure which acceleration works, once a host: that takes a real guest to boot."""
+        hypervisor = self._parts.hypervisor
+        facts = await hypervisor.probe()
+        if facts.measured or not isinstance(hypervisor, CanReprobe):
+            return
+        await self._parts.images.ensure(_PROBE_IMAGE, (), report)
+        report("booting a small guest to see which acceleration works", None)
+        await hypervisor.probe_again()
 
     async def _choose_image(self, record: VmRecord, report: Report) -> tuple[Image, VmRecord]:
         images, spec = self._parts.images, record.spec

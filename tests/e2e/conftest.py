@@ -1,0 +1,62 @@
+"""One daemon on QEMU for a module of end-to-end tests, driven by the command as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanok.model.image import Image
+from tests.daemon.harness import Daemon, new_daemon
+
+
+@dataclass
+class Cli:
+    """The command ``hanok`` on one data directory."""
+
+    daemon: Daemon
+
+    def __call__(
+        self, *arguments: str, input: bytes | None = None, limit: float = 300
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the command and return what it gave."""
+        environ = {**os.environ, "HANOK_HOME": str(self.daemon.home), "NO_COLOR": "1"}
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "hanok.cli", *arguments],
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            env=environ,
+            timeout=limit,
+        )
+
+    def ok(self, *arguments: str, input: bytes | None = None, limit: float = 300) -> str:
+        """Run the command, which must succeed, and return what it printed."""
+        done = self(*arguments, input=input, limit=limit)
+        assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+        return done.stdout.decode()
+
+    def json(self, *arguments: str) -> Any:
+        """Run the command with --json and return what it printed."""
+        return json.loads(self.ok(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def daemon(micro_image: tuple[Image, Path]) -> Iterator[Daemon]:
+    """A daemon on QEMU, with the images that all tests share."""
+    _, folder = micro_image
+    with new_daemon("qemu", folder.parent) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def hanok(daemon: Daemon) -> Cli:
+    """The command, talking to that daemon."""
+    return Cli(daemon)
