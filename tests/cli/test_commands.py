@@ -447,3 +447,21 @@ def test_an_answer_that_is_no_http(hanok: Hanok, home: Path) -> None:
         thread.join()
     assert done.returncode == 1
     assert "does not speak HTTP" in done.stderr
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_what_to_try_can_be_typed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_path: bool
+) -> None:
+    from hanok.cli.base import program_name
+
+    program = tmp_path / ".venv/bin/hanok"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(program)])
+    monkeypatch.setenv("PATH", str(program.parent) if on_path else "/nonexistent")
+    assert program_name() == ("hanok" if on_path else ".venv/bin/hanok")
+    monkeypatch.chdir("/")
+    assert program_name() == ("hanok" if on_path else str(program).lstrip("/"))
