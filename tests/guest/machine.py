@@ -28,7 +28,7 @@ _DEVICES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guest:
     """A running guest: its agent's connection, its console, and QEMU itself."""
 
@@ -36,6 +36,10 @@ class Guest:
     console: ConsoleHub
     process: asyncio.subprocess.Process
     agent_socket: Path
+
+    def reconnect(self, agent: AgentConnection) -> None:
+        """Use another connection to the agent from now on."""
+        self.agent = agent
 
 
 def _kernel_for(image: Image, mode: Mode) -> Kernel:
@@ -73,8 +77,9 @@ async def boot(
         await hub.start()
         stack.push_async_callback(hub.close)
         agent = AgentConnection(*await _open(work / "agent", process))
-        stack.push_async_callback(agent.close)
-        yield Guest(agent, hub, process, work / "agent")
+        guest = Guest(agent, hub, process, work / "agent")
+        stack.push_async_callback(lambda: guest.agent.close())
+        yield guest
 
 
 async def _open(
