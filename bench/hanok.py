@@ -35,11 +35,14 @@ class Hanok:
             [str(_PROGRAM), *arguments],
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            check=True,
+            capture_output=True,
             timeout=_LIMIT,
             text=True,
+            check=False,
         )
+        if done.returncode != 0:
+            sys.stderr.write(done.stderr[-4000:])
+            done.check_returncode()
         return done.stdout
 
     def json(self, *arguments: str) -> Any:
