@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from hanok.model.network import NetworkPort, NetworkRecord
 from hanok.model.vm import Publish
@@ -54,6 +57,18 @@ def make_port(number: int, *publish: str, network: NetworkRecord = RECORD) -> Ne
     )
 
 
+async def eventually(check: Callable[[], object], timeout: float = 20) -> None:
+    """Return once ``check()`` holds, else fail after ``timeout`` seconds."""
+    retrying = AsyncRetrying(
+        stop=stop_after_delay(timeout), wait=wait_fixed(0.02), retry=retry_if_not_result(bool)
+    )
+
+    async def ask() -> object:
+        return await asyncio.to_thread(check)
+
+    await retrying(ask)
+
+
 @dataclass
 class Bench:
     """Runs the daemon's side of a test on the world's host."""
@@ -69,6 +84,24 @@ class Bench:
     def networks(self) -> KeeperNetworks:
         """Return the networks as a new daemon would make them."""
         return KeeperNetworks(self.folder, self.home, SystemRunner())
+
+    def pids(self, kind: str, network: str = RECORD.name) -> list[int]:
+        """Return the processes of a kind that a network has, short-lived children left out."""
+        found = [p.pid for p in find_owned(self.home, kind) if p.owner.ident == network]
+        if kind == "keeper":
+            with contextlib.suppress(ProcessLookupError):
+                return [pid for pid in found if os.getsid(pid) == pid]
+        return found
+
+    def inside(self, *argv: str) -> str:
+        """Run a command in the namespaces of the default network's keeper."""
+        (keeper,) = self.pids("keeper")
+        return subprocess.run(
+            ["nsenter", "-t", str(keeper), "-U", "-n", "--", *argv],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     def run(self, body: Callable[[KeeperNetworks], Awaitable[None]]) -> None:
         """Run ``body`` in the host's namespace, then end all networks: nothing is left."""

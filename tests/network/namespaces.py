@@ -13,6 +13,7 @@ import select
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,6 +50,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self.descriptor = _in_thread(self._make)
+        self.command("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
         self.ip("link set lo up")
 
     @staticmethod
@@ -127,6 +129,8 @@ def make_world() -> Iterator[World]:
             "link set up0 up",
             f"route add default via {UPLINK}",
         )
+        while "LOWER_UP" not in host.command("ip", "link", "show", "up0"):
+            time.sleep(0.01)  # the kernel tells of the carrier a little later
         yield World(host, outside)
 
 

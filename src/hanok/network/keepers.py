@@ -162,7 +162,8 @@ class KeeperNetworks:
 
     def _find_keeper(self, name: str) -> int | None:
         for process in find_owned(self._home, KIND):
-            if process.owner.ident == name:
+            # Its short-lived children (nft, ip) have its mark, but are no session leaders.
+            if process.owner.ident == name and _leads_session(process.pid):
                 return process.pid
         return None
 
@@ -361,6 +362,13 @@ class KeeperNetworks:
             }
             descriptors = [sock.fileno() for sock in opened.values()]
             await self._ask(name, "publish", body, descriptors=descriptors)
+
+
+def _leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _uid(record: NetworkRecord) -> int | None:
