@@ -220,6 +220,13 @@ async def test_a_file_without_end_is_cut_and_closed() -> None:
         assert len(fake.asked("guest-file-close")) == 1
 
 
+async def test_an_empty_piece_ends_a_file_that_never_says_so() -> None:
+    async with connected() as (agent, fake):
+        holds(b"x" * 100, eof=False)(fake)
+        async with asyncio.timeout(10):
+            assert await agent.read_file("/x") == b"x" * 100
+
+
 @pytest.mark.parametrize("piece", [encoded(b"x" * (PIECE + 1)), "?", 5, None])
 async def test_malformed_pieces_are_guest_errors_and_the_file_is_closed(piece: Any) -> None:
     async with connected() as (agent, fake):

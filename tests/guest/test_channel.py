@@ -332,6 +332,12 @@ async def test_the_clock_is_set_in_nanoseconds_and_needs_no_hardware_clock() -> 
             await agent.set_time(1.5)
 
 
+def test_a_line_of_structure_is_not_even_parsed() -> None:
+    assert parse_reply(line({"return": [[]] * 1000})) is not None
+    assert parse_reply(line({"return": [[]] * 100_000})) is None
+    assert parse_reply(line({"return": "A" * MIB})) is not None
+
+
 def _cut(data: bytes, sizes: Iterable[int]) -> list[bytes]:
     pieces, at = [], 0
     for size in sizes:

@@ -6,6 +6,7 @@ import email
 import io
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from email.message import Message
 from pathlib import Path
@@ -100,11 +101,19 @@ def test_the_label_is_what_blkid_and_cloud_init_search(tmp_path: Path) -> None:
     assert "TYPE=iso9660" in done.stdout.splitlines()
 
 
-def test_the_same_input_gives_the_same_bytes_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def time_zone() -> Iterator[pytest.MonkeyPatch]:
+    """Undo what a test does to the clock and the time zone of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+    time.tzset()
+
+
+def test_the_same_input_gives_the_same_bytes_at_any_time(time_zone: pytest.MonkeyPatch) -> None:
     first = build_seed(replace(DATA, user_data=SCRIPT))
     for now, zone in ((1.0, "UTC"), (1_000_000_000.0, "Asia/Seoul"), (4e9, "America/Lima")):
-        monkeypatch.setattr("time.time", lambda now=now: now)
-        monkeypatch.setenv("TZ", zone)
+        time_zone.setattr("time.time", lambda now=now: now)
+        time_zone.setenv("TZ", zone)
         time.tzset()
         assert build_seed(replace(DATA, user_data=SCRIPT)) == first
     assert build_seed(replace(DATA, host_name="db")) != first
