@@ -11,13 +11,16 @@ from hanok.units import MIB
 
 @dataclass(frozen=True)
 class OverheadFigures:
-    """What a QEMU process takes beyond guest RAM, in bytes; measured, see ``overhead.py``."""
+    """What a QEMU process takes beyond guest RAM and TCG's buffer, in bytes.
+
+    ``base`` for the process, ``per_cpu`` for each vCPU, ``per_cpu_translated`` more for each with
+    TCG, ``per_gib`` for each GiB of guest RAM.
+    """
 
     base: int
     per_cpu: int
-    translation_tables: int
+    per_cpu_translated: int
     per_gib: int
-    per_gib_translated: int
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,18 @@ X86_64 = Architecture(
     cpu_translated="max,la57=off",
     cpu_para="host",
     cpu_full="host,kvm=off,hypervisor=off",
+    # Measured with QEMU 7.2 and the guest micro: PSS of a lone process without guest RAM and
+    # translated code, libraries counted whole. 30-42 MiB before the guest's first instruction;
+    # 44-51 MiB (one vCPU, 128 MiB, para), 42-43 MiB (full), 48-52 MiB (two vCPUs, 3 GiB, para)
+    # idle and under load, of which 18 MiB are copies of kernel and initrd. 56 MiB, and 8 MiB for
+    # the qcow2 tables that argv.py allows. TCG's TLB of a vCPU grows with the pages that the
+    # guest touches in a tenth of a second: 64 bytes a page, twice, for the kernel and for
+    # programs. Page tables: 8 bytes a page of 4 KiB, by the host and by KVM.
     overhead=OverheadFigures(
-        base=48 * MIB,
+        base=64 * MIB,
         per_cpu=2 * MIB,
-        translation_tables=16 * MIB,
+        per_cpu_translated=8 * MIB,
         per_gib=4 * MIB,
-        per_gib_translated=32 * MIB,
     ),
 )
 
