@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
 import socket
 import stat
 import sys
@@ -111,6 +112,22 @@ def only_daemon(settings: Settings) -> Iterator[None]:
         yield
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, without its habit of sending itself the signal again that ended it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let SIGTERM and SIGINT end the serving, so that what follows it cleans up."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
 async def serve(settings: Settings) -> None:
     """Take over what an earlier daemon left, then answer until told to end."""
     services = await make_daemon(settings)
@@ -125,7 +142,7 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=2,
             ws_max_size=16 * 1024 * 1024,
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         listener = listen(settings.socket)
         watcher = asyncio.create_task(end_when_idle(settings, services, activity, server))
         _log.info("hanokd %s answers at %s", __version__, settings.socket)

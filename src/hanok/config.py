@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,11 @@ from hanok.errors import InvalidInput
 if TYPE_CHECKING:
     from hanok.model.host import CapacityPolicy
 
+_POLICY_VARIABLES = {
+    "HANOK_CPU_RATIO": "cpu_ratio",
+    "HANOK_RESERVE_MEMORY": "reserve_memory",
+    "HANOK_RESERVE_DISK": "reserve_disk",
+}
 # sun_path holds 107 characters; the longest socket of ours adds /vms/<uuid>/m/console.sock.
 _LONGEST_HOME = 48
 
@@ -30,7 +34,9 @@ class Settings:
     """Where things are and how the daemon behaves.
 
     ``uid_base``: as root, VM number n runs as uid_base + n and network number n as
-    uid_base + 60000 + n. ``stop_timeout``: seconds that a guest has to power itself off.
+    uid_base + 60000 + n. ``policy``: how much of the host may be given away, by HANOK_CPU_RATIO,
+    HANOK_RESERVE_MEMORY and HANOK_RESERVE_DISK. ``stop_timeout``: seconds that a guest has to
+    power itself off.
     ``idle_exit``: seconds without a VM and a request after which a daemon that a command started
     ends itself. ``failpoint``: the step at which the daemon kills itself (tests only).
     ``shared_images``: a folder of images that several data directories share.
@@ -121,11 +127,23 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     """
     return Settings(
         home=find_home(environ),
+        policy=_policy(environ),
         hypervisor=environ.get("HANOK_HYPERVISOR", "auto"),
         failpoint=environ.get("HANOK_FAILPOINT"),
         idle_exit=_seconds(environ, "HANOK_IDLE_EXIT"),
         shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
+
+
+def _policy(environ: Mapping[str, str]) -> CapacityPolicy:
+    """Return how much of the host may be given away, as the administrator's environment says."""
+    from hanok.model.host import CapacityPolicy  # pydantic: the command line has no need of it
+    from hanok.model.validation import validated
+
+    chosen = {
+        field: environ[name] for name, field in _POLICY_VARIABLES.items() if environ.get(name)
+    }
+    return validated(CapacityPolicy, chosen)
 
 
 def _seconds(environ: Mapping[str, str], name: str) -> float | None:
@@ -135,8 +153,3 @@ def _seconds(environ: Mapping[str, str], name: str) -> float | None:
     if not text.isdecimal():
         raise InvalidInput(f"{name} is {text!r}", field=name, expected="whole seconds")
     return float(text)
-
-
-def short_id(text: str) -> str:
-    """Return eight hexadecimal digits that stand for ``text``."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -86,7 +86,8 @@ class Daemon:
         """End the daemon as an administrator does."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(30)
+            assert self.process.wait(30) == 0, "SIGTERM does not end the daemon cleanly"
+            assert not (self.home / "hanokd.sock").exists()
 
     def done(self, operation: Any) -> Any:
         """Wait for an operation to end well and return it."""

@@ -182,3 +182,9 @@ def test_an_idle_daemon_ends_itself(fake_daemon: Daemon) -> None:
         assert idle.process is not None
         assert idle.process.wait(20) == 0
         idle.start()
+
+
+def test_the_administrator_sets_the_policy(fake_daemon: Daemon) -> None:
+    with new_daemon("fake", fake_daemon.images, HANOK_CPU_RATIO="1.5") as daemon:
+        cpus = next(room for room in daemon.client.host()["rooms"] if room["resource"] == "cpus")
+        assert cpus["capacity"] == int(1.5 * daemon.client.host()["cpus"])
