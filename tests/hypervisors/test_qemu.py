@@ -189,6 +189,9 @@ async def test_a_panic_is_told_apart(qemu: Rig) -> None:
     machine = await qemu.new_machine()
     await driver.start(machine)
     async with agent_of(driver, machine) as agent:
+        driven = "test -d /sys/bus/pci/drivers/pvpanic-pci || modprobe pvpanic-pci"
+        if (await agent.exec(["sh", "-c", driven])).exit_status != 0:
+            pytest.skip("this guest has no driver for the panic device")
         with contextlib.suppress(HanokError):
             await agent.exec(["sh", "-c", "echo c > /proc/sysrq-trigger"], timeout=3)
     assert "panicked" in (await events.wait_for(machine, "crashed")).detail
@@ -387,6 +390,8 @@ async def test_a_socket_that_leads_to_another_machine_is_not_believed(qemu: Rig)
         with pytest.raises((HypervisorError, GuestError)):
             await open_stream(one.uuid)
     assert await second.adopt(two) is RunState.RUNNING
+    await second.kill(one.uuid)
+    assert await second.state(two.uuid) is RunState.RUNNING
 
 
 @AS_ROOT
@@ -454,7 +459,8 @@ def test_the_log_is_cut_while_it_is_written(short_tmp: Path) -> None:
         trim_log(log)
         assert log.stat().st_size < 128 * 1024
         writer.write(b"qemu-system-x86_64: -device x,y: the last word\n")
-    assert last_words(log).endswith("the last word")
+        writer.write(b'qemu-system-x86_64: -blockdev {"node-name": "disk0", "a": {}}: no: image\n')
+    assert last_words(log).endswith("; the last word; disk0: no: image")
     start_log(log)
     assert log.stat().st_size == 0
     assert (short_tmp / "qemu.log.1").stat().st_size > 0

@@ -245,8 +245,12 @@ class QemuHypervisor:
         await self._running(uuid).execute("stop")
 
     async def resume(self, uuid: str) -> None:
-        """See Hypervisor.resume; refused by QEMU when the guest has panicked."""
-        await self._running(uuid).execute("cont")
+        """See Hypervisor.resume. Raises HypervisorError for a guest that has crashed."""
+        process = self._running(uuid)
+        if await process.state() is RunState.CRASHED:
+            why = await process.explain() or "the guest crashed"
+            raise HypervisorError(f"it cannot go on: {why}", hint="restart it")
+        await process.execute("cont")
 
     async def state(self, uuid: str) -> RunState:
         """See Hypervisor.state."""

@@ -14,7 +14,8 @@ _LONGEST = 1024 * 1024
 _KEPT = 64 * 1024
 _TAIL = 2000
 # Who speaks, and the option it is about: the cause comes after them.
-_PREAMBLE = re.compile(r"^qemu-system-\w+: (-blockdev \{.*\}: |-(device|netdev|chardev) \S+: )?")
+_SPEAKER = re.compile(r"^qemu-system-\w+: ")
+_OPTION = re.compile(r"^-(blockdev \{.*?\"node-name\": \"(?P<node>[^\"]*)\".*\}|\w+ \S+): ")
 
 
 def start_log(path: Path) -> None:
@@ -32,10 +33,20 @@ def last_words(path: Path) -> str:
 def summary(output: bytes) -> str:
     """Return the last of what QEMU said, in one line without what names itself."""
     text = output[-_TAIL:].decode("utf-8", "replace")
-    lines = [_PREAMBLE.sub("", line.strip()) for line in text.splitlines()]
+    lines = [_cause(line.strip()) for line in text.splitlines()]
     # TCG says at each start what of the CPU model it lacks; that is never why QEMU ended.
     told = [line for line in lines if line and "TCG doesn't support requested" not in line]
     return "; ".join(told[-5:]) or "it said nothing"
+
+
+def _cause(line: str) -> str:
+    """Return a line without its speaker and option; of a block node its name is kept."""
+    told = _SPEAKER.sub("", line)
+    option = _OPTION.match(told)
+    if option is None:
+        return told
+    cause = told[option.end() :]
+    return f"{option['node']}: {cause}" if option["node"] else cause
 
 
 def trim_log(path: Path) -> None:

@@ -14,7 +14,17 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+    Runstate,
+    StateError,
+)
 
 from hanok.errors import HypervisorError
 
@@ -96,17 +106,17 @@ class QmpConnection:
         *,
         timeout: float = _EXECUTE_LIMIT,
     ) -> object:
-        """Return what ``command`` answers.
+        """Return what ``command`` answers, asked again once if the connection breaks meanwhile.
 
-        Raises HypervisorError when QEMU refuses it or does not answer within ``timeout`` seconds.
+        So a command must be one that may be repeated. Raises HypervisorError when QEMU refuses it
+        or does not answer within ``timeout`` seconds.
         """
         try:
             async with asyncio.timeout(timeout):
-                await self.connect()
-                client = self._client
-                if client is None:
-                    raise HypervisorError(f"the connection was closed before {command}")
-                return await client.execute(command, arguments)
+                try:
+                    return await self._execute_once(command, arguments)
+                except (ExecInterruptedError, StateError, ConnectError, OSError):
+                    return await self._execute_once(command, arguments)
         except ExecuteError as error:
             raise HypervisorError(f"QEMU refused {command}: {error}") from error
         except TimeoutError:
@@ -116,6 +126,13 @@ class QmpConnection:
             ) from None
         except (QMPError, OSError, EOFError) as error:
             raise HypervisorError(f"QEMU cannot be reached for {command}: {error}") from error
+
+    async def _execute_once(self, command: str, arguments: Mapping[str, object] | None) -> object:
+        await self.connect()
+        client = self._client
+        if client is None:
+            raise HypervisorError(f"the connection was closed before {command}")
+        return await client.execute(command, arguments)
 
     async def drain(self, timeout: float = 1.0) -> None:
         """Wait until all that a process which has ended still said has been handed on."""
