@@ -59,11 +59,17 @@ async def connect(address: str, port: int, timeout: float) -> socket.socket:
             f"{address} did not answer on port {port} within {timeout:g} s",
             hint="is the guest up, and has it an address?",
         ) from None
+    except ConnectionRefusedError:
+        sock.close()
+        raise GuestError(
+            f"{address} refused a connection to port {port}",
+            hint="does the guest's service listen on this port, and on all addresses?",
+        ) from None
     except OSError as error:
         sock.close()
         raise GuestError(
-            f"{address} refused a connection to port {port}: {error.strerror}",
-            hint="does the guest's service listen on this port, and on all addresses?",
+            f"{address} cannot be reached: {error.strerror}",
+            hint="is the guest up, and has it an address?",
         ) from error
     except BaseException:
         sock.close()
