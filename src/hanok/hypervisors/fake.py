@@ -51,6 +51,7 @@ class FakeFaults(BaseModel):
     methods: dict[str, Fault] = Field(default_factory=dict)
     ignore_power_button: bool = False
     silent_agent: bool = False
+    shown_mode: Mode | None = Field(default=None, description="what guests show, whatever they run")
 
     def fail(self, method: str, error: str, *, times: int | None = None, delay: float = 0) -> None:
         """Let ``method`` raise HypervisorError with the text ``error``."""
@@ -202,7 +203,8 @@ class FakeHypervisor:
             self._end(uuid, "stopped", "guest-shutdown")
 
         kept = self._machines[uuid]
-        self._live[uuid] = _Live(FakeGuest(kept.name, kept.mode, shut_down))
+        mode = self.faults.shown_mode or kept.mode
+        self._live[uuid] = _Live(FakeGuest(kept.name, mode, shut_down))
 
     async def ask_stop(self, uuid: str) -> None:
         """See Hypervisor.ask_stop; a paused guest reacts once it is resumed, a crashed one not."""
