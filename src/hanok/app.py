@@ -230,8 +230,8 @@ def make_backends(
         return ProbeGuest(
             kernel=folder / kernel.vmlinuz,
             initrd=folder / kernel.initrd,
-            cmdline=kernel.cmdline,
-            expected=b"hanok",
+            cmdline=f"{kernel.cmdline} hanok.probe",
+            expected=b"hanok: this guest runs",
         )
 
     hypervisor = QemuHypervisor(

@@ -26,11 +26,11 @@ _KERNELS = ("linux-image-cloud-amd64", "linux-image-amd64")
 _MICRO_PACKAGES = (*_KERNELS, "busybox-static", "e2fsprogs", "qemu-guest-agent", "xenstore-utils")
 _DEBIAN_PACKAGES = (
     *_KERNELS,
+    "busybox-static",
     "ca-certificates",
     "cloud-init",
     "dbus",
     "e2fsprogs",
-    "initramfs-tools",
     "iproute2",
     "iputils-ping",
     "kmod",
@@ -42,7 +42,6 @@ _DEBIAN_PACKAGES = (
     "systemd-sysv",
     "udev",
     "xenstore-utils",
-    "zstd",
 )
 
 

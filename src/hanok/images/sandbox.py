@@ -69,7 +69,8 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """Return the variables of a build: its temporary folder and no home."""
         home = "/nonexistent" if self.account is not None else str(self.scratch)
-        return {"TMPDIR": str(self.scratch / "tmp"), "HOME": home}
+        # INITRD=No: initramfs-tools need not make initrds, we make our own (kernel-img.conf(5)).
+        return {"TMPDIR": str(self.scratch / "tmp"), "HOME": home, "INITRD": "No"}
 
     @property
     def limits(self) -> Limits:
