@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def micro_image() -> tuple[Image, Path]:
     if ready := os.environ.get("HANOK_TEST_MICRO"):
         folder = Path(ready)
         return Image.model_validate_json((folder / "image.json").read_bytes()), folder
-    return asyncio.run(_build_micro(Path(os.environ.get("HANOK_TEST_IMAGES", _IMAGES))))
+    images = Path(os.environ.get("HANOK_TEST_IMAGES", _IMAGES))
+    # A thread of its own, since an async test may be the first to ask.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(_build_micro(images))).result()
 
 
 async def _build_micro(images: Path) -> tuple[Image, Path]:

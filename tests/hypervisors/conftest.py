@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hanok.model.image import Image
 from hanok.model.vm import Mode
 from tests.hypervisors.rigs import Rig
 
@@ -28,10 +29,18 @@ async def rig(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[
 
 
 @pytest.fixture
-async def qemu(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[Rig]:
+async def qemu(micro_image: tuple[Image, Path], short_tmp: Path) -> AsyncIterator[Rig]:
     """QEMU in mode para, for what QEMU alone has."""
-    image = request.getfixturevalue("micro_image")
-    async with _closing(Rig(short_tmp, Mode.PARA, image)) as made:
+    async with _closing(Rig(short_tmp, Mode.PARA, micro_image)) as made:
+        yield made
+
+
+@pytest.fixture(params=[Mode.PARA, Mode.FULL], ids=str)
+async def qemu_both(
+    request: pytest.FixtureRequest, micro_image: tuple[Image, Path], short_tmp: Path
+) -> AsyncIterator[Rig]:
+    """QEMU in each mode, for what differs between them."""
+    async with _closing(Rig(short_tmp, request.param, micro_image)) as made:
         yield made
 
 

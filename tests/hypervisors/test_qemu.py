@@ -53,13 +53,11 @@ async def reaches(driver: Driver, machine: Machine, state: RunState) -> None:
 # --- confinement ------------------------------------------------------------------------------
 
 
-async def test_a_machine_is_confined(rig: Rig) -> None:
-    if rig.image is None:
-        pytest.skip("the fake has no process")
-    driver = rig.new_driver()
-    machine = await rig.new_machine()
+async def test_a_machine_is_confined(qemu_both: Rig) -> None:
+    driver = qemu_both.new_driver()
+    machine = await qemu_both.new_machine()
     await driver.start(machine)
-    pid = pid_of(rig)
+    pid = pid_of(qemu_both)
     status = status_of(pid)
     assert machine.account is None or status["Uid"] == [str(machine.account.uid)] * 4
     assert machine.account is None or status["Gid"] == [str(machine.account.gid)] * 4
@@ -121,18 +119,16 @@ async def test_what_was_asked_is_what_the_guest_sees(qemu: Rig) -> None:
     assert 220 * 1024 < int(memory.stdout.split()[1]) < 300 * 1024
 
 
-async def test_a_seed_is_a_read_only_disk(rig: Rig) -> None:
-    if rig.image is None:
-        pytest.skip("the fake has no disks")
-    driver = rig.new_driver()
-    machine = await rig.new_machine()
+async def test_a_seed_is_a_read_only_disk(qemu_both: Rig) -> None:
+    driver = qemu_both.new_driver()
+    machine = await qemu_both.new_machine()
     path = machine.folder / "seed.iso"
     path.write_bytes(b"seed" * 512 * 1024)
     path.chmod(0o644)
     seed = Disk("seed", path, DiskFormat.RAW, read_only=True)
     machine = dataclasses.replace(machine, disks=(*machine.disks, seed))
     await driver.start(machine)
-    device = "sr0" if rig.mode is Mode.FULL else "vdb"
+    device = "sr0" if qemu_both.mode is Mode.FULL else "vdb"
     async with agent_of(driver, machine) as agent:
         read = await agent.exec(["sh", "-c", f"head -c 8 /dev/{device}"])
         write = await agent.exec(["sh", "-c", f"echo x | dd of=/dev/{device} conv=fsync"])
@@ -165,11 +161,9 @@ async def test_the_header_of_an_image_opens_no_other_file(qemu: Rig) -> None:
     assert b"c   a   n" not in read.stdout
 
 
-async def test_what_is_counted_covers_what_is_used(rig: Rig) -> None:
-    if rig.image is None:
-        pytest.skip("the fake takes nothing")
-    driver = rig.new_driver()
-    machine = await rig.new_machine()
+async def test_what_is_counted_covers_what_is_used(qemu_both: Rig) -> None:
+    driver = qemu_both.new_driver()
+    machine = await qemu_both.new_machine()
     counted = machine.memory + driver.overhead(machine.cpus, machine.memory, machine.tcg_buffer)
     await driver.start(machine)
     async with agent_of(driver, machine) as agent:
