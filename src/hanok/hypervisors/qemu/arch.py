@@ -52,12 +52,13 @@ X86_64 = Architecture(
     cpu_para="host",
     cpu_full="host,kvm=off,hypervisor=off",
     # Measured with QEMU 7.2 and the guest micro: PSS of a lone process without guest RAM and
-    # translated code, libraries counted whole. 30-42 MiB before the guest's first instruction;
-    # 44-51 MiB (one vCPU, 128 MiB, para), 42-43 MiB (full), 48-52 MiB (two vCPUs, 3 GiB, para)
-    # idle and under load, of which 18 MiB are copies of kernel and initrd. 56 MiB, and 8 MiB for
-    # the qcow2 tables that argv.py allows. TCG's TLB of a vCPU grows with the pages that the
-    # guest touches in a tenth of a second: 64 bytes a page, twice, for the kernel and for
-    # programs. Page tables: 8 bytes a page of 4 KiB, by the host and by KVM.
+    # translated code, libraries counted whole. A kernel in ELF form is a mapped file, pages of
+    # which are dropped when memory is short: without it 27-31 MiB, idle and under load, in both
+    # modes, one and two vCPUs, 128 to 512 MiB. A compressed kernel and its initrd are copied:
+    # 42-52 MiB then, also with 3 GiB. So 56 MiB, and 8 MiB for the qcow2 tables that argv.py
+    # allows. TCG's TLB of a vCPU grows with the pages that the guest touches in a tenth of a
+    # second: 64 bytes a page, twice, for the kernel and for programs. Page tables: 8 bytes a page
+    # of 4 KiB, by the host and by KVM.
     overhead=OverheadFigures(
         base=64 * MIB,
         per_cpu=2 * MIB,
