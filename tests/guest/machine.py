@@ -46,8 +46,14 @@ def _kernel_for(image: Image, mode: Mode) -> Kernel:
     return next(kernel for kernel in image.kernels if mode in kernel.modes)
 
 
+def _seed_words(mode: Mode, seed: Path) -> list[str]:
+    device = "ide-hd,bus=ide.1" if mode is Mode.FULL else "virtio-blk-pci"
+    drive = f"file={seed},format=raw,if=none,id=seed,snapshot=on"
+    return [f"-drive {drive}", f"-device {device},drive=seed"]
+
+
 def _argv(image: Image, folder: Path, mode: Mode, work: Path, memory: int) -> list[str]:
-    """Return QEMU's arguments; the disk is never written, the NIC leads nowhere."""
+    """Return QEMU's arguments; the disks are never written, the NIC leads nowhere."""
     kernel = _kernel_for(image, mode)
     drive = f"file={folder / image.disk},format={image.disk_format},if=none,id=root,snapshot=on"
     words = [
@@ -58,15 +64,27 @@ def _argv(image: Image, folder: Path, mode: Mode, work: Path, memory: int) -> li
         f"-chardev socket,id=console,path={work / 'console'},server=on,wait=on",
         "-device isa-serial,chardev=console,index=0",
         *_DEVICES[mode],
+        *(_seed_words(mode, work / "seed") if (work / "seed").exists() else []),
     ]
     return [*" ".join(words).split(), "-append", kernel.cmdline]
 
 
 @contextlib.asynccontextmanager
 async def boot(
-    image: Image, folder: Path, mode: Mode, work: Path, memory: int = 256
+    image: Image,
+    folder: Path,
+    mode: Mode,
+    work: Path,
+    *,
+    seed: bytes | None = None,
+    memory: int = 256,
 ) -> AsyncIterator[Guest]:
-    """Boot ``image`` and yield the guest; QEMU has ended and its sockets are gone afterwards."""
+    """Boot ``image``, with a seed if there is one, and yield the guest; QEMU has ended afterwards.
+
+    ``work`` is an empty folder with a short path, for sockets, the seed and the console's log.
+    """
+    if seed is not None:
+        (work / "seed").write_bytes(seed)
     async with contextlib.AsyncExitStack() as stack:
         process = await asyncio.create_subprocess_exec(
             *_argv(image, folder, mode, work, memory), cwd=work

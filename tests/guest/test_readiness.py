@@ -14,7 +14,7 @@ import pytest
 
 from hanok.errors import GuestError, InvalidInput
 from hanok.guest.agent import AgentConnection
-from hanok.guest.readiness import wait_ready
+from hanok.guest.readiness import last_words, wait_ready
 from hanok.model.vm import Ready
 from tests.guest.fake_agent import FakeAgent, Request, answering, connected, refusing
 from tests.guest.test_agent import encoded
@@ -352,16 +352,53 @@ async def test_cloud_init_that_never_finishes_is_told() -> None:
             await wait_ready(Ready(timeout=0.3), probe=Loopback(agent), cloud_init=True)
 
 
-async def test_an_error_of_cloud_init_is_the_reason_with_the_end_of_its_log() -> None:
+# Recorded: cloud-init 22.4.2 after a script with a program that is not there.
+OUTPUT_LOG = b"""\
+2026-11-24 15:01:16,305 - subp.py[DEBUG]: Running command ['/var/lib/cloud/instance/scripts/user']
+/var/lib/cloud/instance/scripts/user: 3: nginxx: not found
+2026-11-24 15:01:16,438 - subp.py[DEBUG]: Unexpected error while running command.
+Command: ['/var/lib/cloud/instance/scripts/user']
+Exit code: 127
+Reason: -
+Stdout: -
+Stderr: -
+2026-11-24 15:01:16,449 - cc_scripts_user.py[WARNING]: Failed to run module scripts_user
+Traceback (most recent call last):
+RuntimeError: Runparts: 1 failures (user) in 1 attempted commands
+Cloud-init v. 22.4.2 finished at Tue, 24 Nov 2026 15:01:16 +0000. Up 59.33 seconds
+2026-11-24 15:01:17,333 - handlers.py[DEBUG]: finish: modules-final: FAIL: running modules
+"""
+
+
+async def test_an_error_of_cloud_init_is_the_reason_with_what_its_log_says() -> None:
     async with connected() as (agent, fake):
         errors = ["('scripts_user', RuntimeError('Runparts: 1 failures'))"]
         files = {
             RESULT: json.dumps({"v1": {"errors": errors}}).encode(),
-            "/var/log/cloud-init-output.log": b"one\n/part-001: 3: nginxx: not found\n\n",
+            "/var/log/cloud-init-output.log": OUTPUT_LOG,
         }
         with_files(fake, files)
-        with pytest.raises(GuestError, match=r"scripts_user.*its log ends: .*nginxx: not found"):
+        with pytest.raises(
+            GuestError, match=r"scripts_user.*its log says: .*nginxx: not found"
+        ) as e:
             await wait_ready(Ready(timeout=3600), probe=Loopback(agent), cloud_init=True)
+        assert e.value.hint
+        assert "cloud-init-output.log" in e.value.hint
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (b"", ""),
+        (b"\n \n", ""),
+        (b"E: no such package\nx - cc_apt.py[ERROR]: it failed\nlater\n", "E: no such package"),
+        (b"x - a.py[WARNING]: deprecated\nreason\nx - b.py[WARNING]: Failed to run\n", "reason"),
+        (b"one\ntwo\n", "two"),
+        (b"x - a.py[DEBUG]: only records\n", "x - a.py[DEBUG]: only records"),
+    ],
+)
+def test_the_last_words_are_those_before_the_failure(log: bytes, said: str) -> None:
+    assert last_words(log) == said
 
 
 @pytest.mark.parametrize("result", [b"", b"{", b"[]", b'{"v1": 5}', b"[" * 60_000])

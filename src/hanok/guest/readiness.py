@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
@@ -29,6 +30,9 @@ _STAYS_OPEN = 0.2
 _RESULT = "/run/cloud-init/result.json"
 _DISABLED = "/run/cloud-init/disabled"
 _LOG = "/var/log/cloud-init-output.log"
+_LOG_HINT = f"read {_LOG} in the guest: hanok exec VM -- cat {_LOG}"
+_FAILURE = re.compile(rb"\.py\[(WARNING|ERROR|CRITICAL)\].*fail", re.I)
+_RECORD = re.compile(rb"\.py\[[A-Z]+\]|^(Command|Exit code|Reason|Stdout|Stderr): ")
 _SMALL_FILE = 1024 * 1024
 
 
@@ -56,7 +60,11 @@ class _NotYet(Exception):
 
 
 class _Never(Exception):
-    """What was seen makes waiting on pointless."""
+    """What was seen makes waiting on pointless; ``hint`` says what to do about it."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass
@@ -95,7 +103,7 @@ async def wait_ready(
     except TimeoutError:
         await _give_up(tester, seen, loop.time() - started)
     except _Never as error:
-        raise GuestError(f"{tester.subject}: {error}", hint=tester.hint) from None
+        raise GuestError(f"{tester.subject}: {error}", hint=error.hint or tester.hint) from None
     return loop.time() - started
 
 
@@ -179,7 +187,7 @@ class _Tester:
         try:
             done = await agent.exec(argv, timeout=_COMMAND_LIMIT)
         except AgentRefused as error:
-            raise _Never(error.message) from None
+            raise _Never(error.message, error.hint) from None
         except HanokError as error:
             raise _NotYet(error.message) from None
         if done.exit_status != 0:
@@ -266,10 +274,21 @@ async def _test_cloud_init(agent: AgentConnection) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         errors = [f"its result cannot be read: {printable(result, 80)}"]
     if errors:
-        log = await _small_file(agent, _LOG) or b""
-        lines = [line for line in log.splitlines() if line.strip()]
-        last = f"; its log ends: {printable(lines[-1], 160)}" if lines else ""
-        raise _Never(f"cloud-init failed: {printable(errors, 200)}{last}")
+        said = last_words(await _small_file(agent, _LOG) or b"")
+        more = f"; its log says: {said}" if said else ""
+        raise _Never(f"cloud-init failed: {printable(errors, 200)}{more}", _LOG_HINT)
+
+
+def last_words(log: bytes) -> str:
+    """Return what was printed last before cloud-init logged the first failure, "" for nothing.
+
+    The log joins the output of the user's commands with records of cloud-init's own and, after
+    a command that failed, a description of it.
+    """
+    lines = [line for line in log.splitlines() if line.strip()]
+    failed = next((at for at, line in enumerate(lines) if _FAILURE.search(line)), len(lines))
+    printed = [line for line in lines[:failed] if not _RECORD.search(line)]
+    return printable((printed or lines or [b""])[-1], 160)
 
 
 async def _small_file(agent: AgentConnection, path: str) -> bytes | None:
@@ -279,7 +298,7 @@ async def _small_file(agent: AgentConnection, path: str) -> bytes | None:
     except AgentUnavailable as error:
         raise _NotYet(error.message) from None
     except AgentRefused as error:
-        raise _Never(error.message) from None
+        raise _Never(error.message, error.hint) from None
     except GuestError:
         return None
 
