@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 from hanok.images.recipes import resolve
-
 from hanok.model.image import DiskFormat, Image, Kernel
 from hanok.model.vm import Mode
 from hanok.units import MIB
