@@ -146,10 +146,16 @@ class FrameGuest:
         return frame[42:]
 
     def resolve(self, name: str, gateway: str) -> str | None:
-        """Ask the gateway for the address of ``name``; None when it has none."""
+        """Ask the gateway for the address of ``name``; None when it has none.
+
+        UDP may be lost, so it asks three times, as resolv.conf(5) has every resolver do.
+        """
         packet = udp((self.address, 5353), (gateway, 53), dns_query(name))
-        self.send(ethernet(self.mac, GATEWAY_MAC, IPV4, packet))
-        frame = self._converse(lambda f: f[12:14] == b"\x08\x00" and f[34:36] == b"\0\x35")
+        for _ in range(3):
+            self.send(ethernet(self.mac, GATEWAY_MAC, IPV4, packet))
+            frame = self._converse(lambda f: f[12:14] == b"\x08\x00" and f[34:36] == b"\0\x35")
+            if frame is not None:
+                break
         assert frame is not None, "no DNS server answered"
         answer = frame[42:]
         return socket.inet_ntoa(answer[-4:]) if answer[7] else None

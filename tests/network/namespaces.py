@@ -148,7 +148,7 @@ class StackGuest:
             f"route add default via {gateway}",
         )
         self._wake, self._stop = os.pipe()
-        self._pump = threading.Thread(target=self._copy)
+        self._pump = threading.Thread(target=self._copy, daemon=True)
         self._pump.start()
 
     def _copy(self) -> None:
