@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             settings = replace(settings, idle_exit=_IDLE_EXIT)
         prepare_home(settings)
         set_up_logging(settings, foreground=options.foreground)
+        raise_descriptor_limit()
         with only_daemon(settings):
             asyncio.run(serve(settings))
     except HanokError as error:
@@ -64,6 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         sys.exit(error.exit_status)
+
+
+def raise_descriptor_limit() -> None:
+    """Take as many descriptors as are to be had: each VM needs about five."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def prepare_home(settings: Settings) -> None:
