@@ -43,6 +43,7 @@ _log = logging.getLogger("hanokd")
 _LOG_SIZE = 4 * 1024 * 1024
 _IDLE_LOOK = 1.0
 _IDLE_EXIT = 600.0
+_DESCRIPTORS = 65_536
 _BUILD_UID_OFFSET = 70_000
 
 
@@ -69,9 +70,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """Take as many descriptors as are to be had: each VM needs about five."""
+    """Allow the descriptors of several thousand VMs: each needs about five.
+
+    Not more: programs that close all they might have inherited take long with a huge limit.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def prepare_home(settings: Settings) -> None:
