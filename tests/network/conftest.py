@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import subprocess
@@ -69,6 +68,13 @@ async def eventually(check: Callable[[], object], timeout: float = 20) -> None:
     await retrying(ask)
 
 
+def _leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
 @dataclass
 class Bench:
     """Runs the daemon's side of a test on the world's host."""
@@ -88,10 +94,7 @@ class Bench:
     def pids(self, kind: str, network: str = RECORD.name) -> list[int]:
         """Return the processes of a kind that a network has, short-lived children left out."""
         found = [p.pid for p in find_owned(self.home, kind) if p.owner.ident == network]
-        if kind == "keeper":
-            with contextlib.suppress(ProcessLookupError):
-                return [pid for pid in found if os.getsid(pid) == pid]
-        return found
+        return [pid for pid in found if kind != "keeper" or _leads_session(pid)]
 
     def inside(self, *argv: str) -> str:
         """Run a command in the namespaces of the default network's keeper."""
