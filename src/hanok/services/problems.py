@@ -1,8 +1,8 @@
-"""Errors to and from the wire format (RFC 9457)."""
+"""Errors in the wire format (RFC 9457)."""
 
 from __future__ import annotations
 
-from hanok.errors import HanokError, all_error_types
+from hanok.errors import HanokError
 from hanok.model.operation import Problem
 
 
@@ -25,9 +25,3 @@ def problem_of(error: BaseException) -> Problem:
         expected=error.expected,
         hint=error.hint,
     )
-
-
-def error_of(problem: Problem) -> HanokError:
-    """Return the error that ``problem`` was made of."""
-    kind = all_error_types().get(problem.code, HanokError)
-    return kind(problem.detail, field=problem.field, expected=problem.expected, hint=problem.hint)
