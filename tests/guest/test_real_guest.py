@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hanok.errors import AgentUnavailable, GuestError, TimedOut
 from hanok.guest.agent import AgentConnection
 from hanok.guest.evidence import collect_evidence
 from hanok.guest.readiness import wait_ready
+from hanok.guest.seed import SeedData, build_seed
 from hanok.model.image import Image
 from hanok.model.vm import Mode, Ready
 from tests.guest.machine import Guest, boot
@@ -41,8 +43,11 @@ async def guest(mode: Mode, micro_image: tuple[Image, Path]) -> AsyncIterator[Gu
     """One guest for all the tests of a mode; they leave it as it was."""
     image, folder = micro_image
     work = Path(tempfile.mkdtemp(prefix="hk-", dir="/tmp"))
+    seed = build_seed(
+        SeedData(str(uuid.uuid4()), "seeded", "#!/bin/sh\nid -u > /run/seeded\n", cloud_init=False)
+    )
     try:
-        async with boot(image, folder, mode, work) as running:
+        async with boot(image, folder, mode, work, seed=seed) as running:
             await wait_ready(Ready(timeout=BOOT_LIMIT), probe=Loopback(running.agent))
             yield running
     finally:
@@ -59,6 +64,12 @@ async def shell(guest: Guest, script: str, *arguments: str) -> str:
 async def test_the_agent_can_do_what_hanok_needs(guest: Guest) -> None:
     needed = {"guest-exec", "guest-file-open", "guest-shutdown", "guest-set-time"}
     assert needed <= await guest.agent.supported()
+
+
+async def test_the_seed_names_the_guest_and_its_script_runs(guest: Guest) -> None:
+    # micro lets its agent answer before it has looked for a seed, so that is waited for.
+    named = Ready(command='[ "$(hostname)" = seeded ] && grep -x 0 /run/seeded', timeout=90)
+    await wait_ready(named, probe=Loopback(guest.agent))
 
 
 async def test_exec_gives_status_streams_signal_and_takes_input(guest: Guest) -> None:
@@ -147,7 +158,7 @@ async def test_the_guest_runs_as_it_was_asked_to(guest: Guest, mode: Mode) -> No
         assert found.virtio == found.xenbus == ()
     else:
         assert (found.disk_driver, found.nic_driver) == ("virtio_blk", "virtio_net")
-        assert len(found.virtio) == 3
+        assert len(found.virtio) == 4  # the two disks, the NIC, the agent's port
 
 
 async def test_the_other_mode_is_contradicted(guest: Guest, mode: Mode) -> None:
