@@ -254,8 +254,14 @@ class SystemRunner:
             process.returncode = 0
             return process.pid
 
+        starting = asyncio.ensure_future(asyncio.to_thread(start))
         try:
-            return await asyncio.to_thread(start)
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on: nobody would know of the process that it is about to start.
+            with contextlib.suppress(OSError):
+                await kill_and_wait(await starting)
+            raise
         except OSError as error:
             raise HostError(
                 f"{Path(program).name} could not be started: {error.strerror}"
