@@ -16,7 +16,12 @@ from typing import NoReturn, Protocol
 from urllib.parse import urlsplit
 
 import h11
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_result,
+    wait_exponential,
+)
 
 from hanok.errors import AgentRefused, AgentUnavailable, GuestError, HanokError, InvalidInput
 from hanok.guest.agent import AgentConnection
@@ -105,6 +110,38 @@ async def wait_ready(
     except _Never as error:
         raise GuestError(f"{tester.subject}: {error}", hint=error.hint or tester.hint) from None
     return loop.time() - started
+
+
+async def wait_addresses(agent: AgentConnection, wanted: frozenset[str], timeout: float) -> bool:
+    """Wait until the guest has taken every address of ``wanted``; False after ``timeout`` seconds.
+
+    True as well when its agent cannot tell. Raises GuestError, AgentUnavailable and TimedOut.
+    """
+    if not wanted:
+        return True
+    retrying = AsyncRetrying(
+        wait=wait_exponential(multiplier=0.02, exp_base=1.5, max=0.5),
+        retry=retry_if_result(lambda found: not found),
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            await retrying(_has_addresses, agent, wanted)
+    except AgentRefused:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _has_addresses(agent: AgentConnection, wanted: frozenset[str]) -> bool:
+    cards = await agent.call("guest-network-get-interfaces")
+    found = {
+        entry.get("ip-address")
+        for card in (cards if isinstance(cards, list) else ())
+        for entry in (card.get("ip-addresses") or () if isinstance(card, dict) else ())
+        if isinstance(entry, dict)
+    }
+    return wanted <= found
 
 
 async def _one_try(tester: _Tester, probe: GuestProbe, seen: _Seen) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hanok.errors import GuestError, HanokError
 from hanok.guest.evidence import collect_evidence
 from hanok.guest.keys import ensure_key_pair, make_host_key
-from hanok.guest.readiness import wait_ready
+from hanok.guest.readiness import wait_addresses, wait_ready
 from hanok.guest.seed import SeedData, build_seed
 from hanok.hypervisors.base import Machine, RunState
 from hanok.hypervisors.optional import CanReprobe
@@ -34,6 +34,7 @@ from hanok.storage.volumes import check_disk_size, create_overlay
 from hanok.store.base import DeleteVm
 
 _PROBE_IMAGE = "micro"
+_ADDRESS_LIMIT = 60.0
 _RUNS = (RunState.RUNNING, RunState.PAUSED)
 _ATTACHED = (VmState.RUNNING, VmState.READY, VmState.PAUSED, VmState.STOPPING)
 
@@ -183,6 +184,7 @@ class Lifecycle:
                 probe=self._guests.probe(record),
                 cloud_init=bool(image and image.cloud_init),
             )
+            await self._wait_addresses(record, image)
             evidence = await self._evidence(record, image)
             if evidence is not None and evidence.contradiction is not None:
                 raise GuestError(
@@ -197,6 +199,21 @@ class Lifecycle:
         record = changed(record, state=VmState.READY, ready_seconds=seconds, evidence=evidence)
         await self._parts.save(record, event="ready", message=f"after {seconds:.1f} s")
         return record
+
+    async def _wait_addresses(self, record: VmRecord, image: Image | None) -> None:
+        """Wait until the guest has its addresses: it is of no use to others before.
+
+        One that never takes them is ready all the same, since its own check says so.
+        """
+        if image is None or not image.agent:
+            return
+        wanted = frozenset(nic.address for nic in record.nics)
+        agent = await self._guests.agent(record)
+        if not await wait_addresses(agent, wanted, _ADDRESS_LIMIT):
+            told = make_event(
+                "vm", record.spec.name, "no-address", f"it has not taken {', '.join(wanted)}"
+            )
+            await self._parts.events.commit(event=told)
 
     async def _evidence(self, record: VmRecord, image: Image | None) -> Evidence | None:
         if image is None or not image.agent:
