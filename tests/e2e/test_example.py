@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import socket
 import urllib.request
@@ -118,3 +120,24 @@ def test_up_again_changes_nothing(hanok: Cli, example: Up) -> None:
     again = hanok.json("up", str(example.file))
     assert again["created"] == []
     assert {vm["name"]: vm["uuid"] for vm in hanok.json("list")} == before
+
+
+@pytest.mark.vm
+def test_ssh_and_cp_use_the_keys_that_hanok_made(hanok: Cli, example: Up, tmp_path: Path) -> None:
+    assert hanok.ok("ssh", "web", "--", "whoami; hostname") == "debian\nweb\n"
+    assert hanok("ssh", "web", "--", "exit 7").returncode == 7
+    sent, back = tmp_path / "sent", tmp_path / "back"
+    sent.write_bytes(os.urandom(3_000_000))
+    hanok.ok("cp", str(sent), "web:/tmp/file")
+    hanok.ok("cp", "web:/tmp/file", str(back))
+    assert back.read_bytes() == sent.read_bytes()
+
+
+@pytest.mark.vm
+def test_no_secret_is_shown(hanok: Cli, daemon: Daemon, example: Up) -> None:
+    shown = hanok.ok("show", "db", "--json") + hanok.ok("events", "--json") + daemon.log()
+    assert "an-example-password" not in shown
+    assert "PRIVATE KEY" not in shown
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            assert b"an-example-password" not in command.read_bytes()
