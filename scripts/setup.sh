@@ -6,13 +6,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What each is for:
 #   qemu-*            the hypervisor, and qemu-img for disks
-#   mmdebstrap uidmap debian-archive-keyring e2fsprogs zstd cpio kmod   building guests
+#   mmdebstrap uidmap debian-archive-keyring e2fsprogs cpio kmod mount  building guests
+#   lz4 xz-utils zstd                                                    unpacking their kernels
 #   dnsmasq-base passt nftables iproute2                                networks of guests
 #   openssh-client    keys for guests, hanok ssh
 packages=(
   python3 python3-venv
   qemu-system-x86 qemu-utils
-  mmdebstrap uidmap debian-archive-keyring e2fsprogs zstd cpio kmod mount
+  mmdebstrap uidmap debian-archive-keyring e2fsprogs cpio kmod mount
+  lz4 xz-utils zstd
   dnsmasq-base passt nftables iproute2
   openssh-client ca-certificates make git
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hanok.images import builder
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LONGEST_FILE = 600
@@ -107,6 +109,16 @@ def test_the_lock_pins_every_dependency() -> None:
 
 def _normal_name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement)[0]).lower()
+
+
+def test_setup_installs_what_errors_tell_to_install() -> None:
+    setup = (ROOT / "scripts/setup.sh").read_text()
+    listed = set(re.search(r"^packages=\((.*?)^\)", setup, re.M | re.S)[1].split())  # type: ignore[index]
+    told = {"qemu-system-x86", *builder._PROGRAMS.values()} - {"util-linux"}
+    for path in (ROOT / "src").rglob("*.py"):
+        for line in re.findall(r"apt-get install ([a-z0-9 -]+)", path.read_text()):
+            told |= set(line.split())
+    assert told - listed - {"qemu-guest-agent"} == set()
 
 
 def test_shell_scripts_stop_at_the_first_failure() -> None:
