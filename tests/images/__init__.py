@@ -1,0 +1,1 @@
+"""Tests of images: recipes, the library, and builds that boot."""
