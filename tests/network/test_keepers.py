@@ -164,6 +164,26 @@ def test_a_port_goes_from_one_vm_to_another_in_one_ensure(bench: Bench) -> None:
     bench.run(body)
 
 
+def test_an_address_goes_to_the_next_vm_at_once(bench: Bench) -> None:
+    """A guest that was ended has not given its lease back, and leases last for ever."""
+
+    async def body(networks: KeeperNetworks) -> None:
+        await networks.ensure(ISOLATED, [])
+        stays = await bench.plug(networks, make_port(4))
+        assert stays.lease()["address"] == make_port(4).address
+        for number in (2, 3, 2):
+            port = make_port(number).model_copy(update={"address": make_port(2).address})
+            guest = await bench.plug(networks, port)
+            assert guest.lease()["address"] == port.address
+            assert guest.resolve(port.host_name, RECORD.gateway) == port.address
+            guest.close()
+            await networks.detach(RECORD.name, port.vm)
+        assert stays.lease()["address"] == make_port(4).address
+        stays.close()
+
+    bench.run(body)
+
+
 def test_ensure_takes_away_what_is_not_asked_for(bench: Bench) -> None:
     async def body(networks: KeeperNetworks) -> None:
         await networks.ensure(ISOLATED, [])

@@ -92,6 +92,8 @@ class NameServer:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._serving = False
+        self._renewing = False
+        self._leased: dict[str, str] = {}  # address: MAC, as far as dnsmasq may remember
         self.failure: str | None = None
 
     async def update(self, ports: Iterable[Port], *, upstream: bool) -> None:
@@ -100,6 +102,8 @@ class NameServer:
         Raises HostError when dnsmasq is missing or ends, TimedOut when it does not answer.
         """
         ports = tuple(ports)
+        reused = any(self._leased.get(port.address, port.mac) != port.mac for port in ports)
+        self._leased.update({port.address: port.mac for port in ports})
         self._generation += 1
         self._write("hosts", hosts_text(ports))
         self._write("names", names_text(ports, self._generation))
@@ -107,11 +111,24 @@ class NameServer:
         if self._supervisor is None or self._supervisor.done():
             self.failure = None
             self._supervisor = asyncio.create_task(self._supervise())
+        elif reused:
+            self._renew(ports)
         elif self._serving and self._process is not None:
             # Before it serves it has no handler: the signal would end it.
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGHUP)
         await self._wait_in_force(self._generation)
+
+    def _renew(self, ports: Iterable[Port]) -> None:
+        """Start dnsmasq afresh, without a memory of leases.
+
+        It would keep an address for the card that had it before, for ever: a guest that is ended
+        does not give its lease back. Guests that run do not notice, their leases never expire.
+        """
+        self._leased = {port.address: port.mac for port in ports}
+        if self._process is not None and self._process.returncode is None:
+            self._renewing = True
+            self._process.kill()
 
     async def stop(self) -> None:
         """End dnsmasq."""
@@ -147,6 +164,9 @@ class NameServer:
             except OSError as error:
                 self.failure = f"dnsmasq could not be started: {error.strerror}"
                 return
+            if self._renewing:
+                self._renewing = False
+                continue
             print(f"dnsmasq ended with status {status}", file=sys.stderr, flush=True)
             failures = failures + 1 if loop.time() - started < _STABLE else 1
             if failures > _RESTARTS:
