@@ -20,6 +20,9 @@ from typing import Any
 _AGENT = "org.qemu.guest_agent.0"
 _BOOT_LIMIT = 120.0
 _ASK_AGAIN = 0.5
+_POLL = 0.05
+# What QEMU's user network gives its first guest.
+_ADDRESS = b'"10.0.2.15"'
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ def find_folder(images: Path, ident: str) -> Path:
     raise FileNotFoundError(f"no image {ident} in {images}")
 
 
-def seconds_to_ping(guest: Guest, accelerator: str, machine: str) -> float:
-    """Return the seconds from QEMU's start to the answer of the guest's agent."""
+def seconds_to_ready(guest: Guest, accelerator: str, machine: str) -> float:
+    """Return the seconds from QEMU's start until the guest's agent tells of its address.
+
+    That is the state which Hanok calls ready.
+    """
     with _scratch() as scratch:
         overlay = scratch / "disk.qcow2"
         base = guest.folder / guest.disk
@@ -110,8 +116,19 @@ def _wait_for_agent(path: Path, process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(TimeoutError):
                 received += connection.recv(4096)
             if b'{"return": {}}' in received:
+                _wait_for_address(connection, deadline)
                 return
     raise TimeoutError(f"the guest did not answer within {_BOOT_LIMIT:g} s")
+
+
+def _wait_for_address(connection: socket.socket, deadline: float) -> None:
+    connection.settimeout(_BOOT_LIMIT)
+    received = b""
+    while _ADDRESS not in received and time.monotonic() < deadline:
+        connection.sendall(b'{"execute":"guest-network-get-interfaces"}\n')
+        received = connection.recv(65536)
+        if _ADDRESS not in received:
+            time.sleep(_POLL)
 
 
 def _connect(path: Path, process: subprocess.Popen[bytes], deadline: float) -> socket.socket:
