@@ -207,7 +207,7 @@ def _explain(recipe: Recipe, tail: str) -> HostError | InvalidInput:
             expected=f"packages of {recipe.os}",
             hint=f"look it up with 'apt-cache search' on a {recipe.os}",
         )
-    hint = "read the last lines, then build again: what was downloaded is kept"
+    hint = "the last lines say what failed; when that is put right, build again"
     if _NO_SUITE.search(tail):
-        hint = f"the package mirror does not serve {recipe.suite} (any more)"
+        hint = f"the package mirror does not serve {recipe.suite} (any more), or not all of it"
     return CommandFailed(f"{recipe.ref} could not be built; its last lines:\n{tail}", hint=hint)

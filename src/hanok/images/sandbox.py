@@ -164,7 +164,9 @@ async def remove_foreign(folder: Path, runner: Runner) -> None:
     if remove_leftovers(folder):
         return
     outside = (folder / _SCRATCH_NAME).readlink()
-    helper = ["mmdebstrap", "--unshare-helper", "find", str(outside / "tmp"), "-delete"]
+    # Only as root of the user's own range can what the build wrote be removed.
+    written = [str(outside / "tmp"), str(outside / "out")]
+    helper = ["mmdebstrap", "--unshare-helper", "find", *written, "-mindepth", "1", "-delete"]
     await runner.run(helper, timeout=120, check=False)
     remove_leftovers(folder)
 
