@@ -91,9 +91,16 @@ def _orphans() -> set[str]:
         owner = owner_of(int(entry.name)) if entry.name.isdigit() else None
         if owner is None or not owner.home.startswith(f"{tempfile.gettempdir()}/"):
             continue
-        # Also as the process sees it: another run of the tests may have a /tmp of its own. Not only
-        # so, since pasta locks itself up where there is no file at all.
-        views = (Path(owner.home), Path(f"/proc/{entry.name}/root{owner.home}"))
-        if not any(view.exists() for view in views) and is_alive(int(entry.name)):
+        if Path(owner.home).exists() or not _is_of_this_run(entry.path):
+            continue
+        if is_alive(int(entry.name)):
             found.add(f"process {entry.name}: {owner.kind} {owner.ident} of {owner.home}")
     return found
+
+
+def _is_of_this_run(process: str) -> bool:
+    """Whether a process is of our PID namespace: another run has a /tmp of its own in another."""
+    try:
+        return os.readlink(f"{process}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:  # it has just ended
+        return False
