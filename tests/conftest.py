@@ -101,6 +101,6 @@ def _orphans() -> set[str]:
 def _is_of_this_run(process: str) -> bool:
     """Whether a process is of our PID namespace: another run has a /tmp of its own in another."""
     try:
-        return os.readlink(f"{process}/ns/pid") == os.readlink("/proc/self/ns/pid")
+        return Path(process, "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
     except OSError:  # it has just ended
         return False
