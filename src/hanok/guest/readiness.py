@@ -120,7 +120,7 @@ async def wait_addresses(agent: AgentConnection, wanted: frozenset[str], timeout
     if not wanted:
         return True
     retrying = AsyncRetrying(
-        wait=wait_exponential(multiplier=0.02, exp_base=1.5, max=0.5),
+        wait=wait_exponential(multiplier=0.02, exp_base=1.5, max=0.1),
         retry=retry_if_result(lambda found: not found),
     )
     try:
