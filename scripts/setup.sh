@@ -10,13 +10,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 #   lz4 xz-utils zstd                                                    unpacking their kernels
 #   dnsmasq-base passt nftables iproute2                                networks of guests
 #   openssh-client    keys for guests, hanok ssh
+#   procps            sysctl, for the tests of networks
 packages=(
   python3 python3-venv
   qemu-system-x86 qemu-utils
   mmdebstrap uidmap debian-archive-keyring e2fsprogs cpio kmod mount
   lz4 xz-utils zstd
   dnsmasq-base passt nftables iproute2
-  openssh-client ca-certificates make git
+  openssh-client ca-certificates make git procps
 )
 
 say() { echo "setup: $*"; }
