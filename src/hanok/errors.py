@@ -13,6 +13,7 @@
     │   └── DaemonUnreachable                         no daemon answers
     ├── HypervisorError             exit 1, HTTP 500  the hypervisor refused or died
     └── GuestError                  exit 1, HTTP 502  the guest did not do what was asked
+        ├── NotReady                                  it runs, and did not come to be ready
         ├── AgentUnavailable                          no guest agent answers in the guest
         └── AgentRefused                              the command is blocked or unknown there
 
@@ -124,6 +125,12 @@ class GuestError(HanokError):
 
     code = "guest"
     http_status = 502
+
+
+class NotReady(GuestError):
+    """A VM runs, or ran, but is not what was asked for; its record keeps why."""
+
+    code = "not-ready"
 
 
 class AgentUnavailable(GuestError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -236,3 +237,13 @@ def test_qemu_is_confined(hanok: Cli, daemon: Daemon, web: str) -> None:
         owner = (daemon.home / "vms" / other / "m").stat()
         assert owner.st_uid != int(status["Uid"].split()[0])
         assert owner.st_mode & 0o077 == 0
+
+
+def test_a_qemu_that_is_killed_is_a_failure_with_a_reason(hanok: Cli, daemon: Daemon) -> None:
+    hanok.ok("run", "micro", "--name", "hit", "--memory", "128M", "--disk", "1G")
+    folder = daemon.home / "vms" / hanok.json("show", "hit")["uuid"] / "m"
+    os.kill(int((folder / "qemu.pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: daemon.client.vm("hit")["state"] == "failed", 30, "hit has failed")
+    assert "ended" in str(daemon.client.vm("hit")["reason"])
+    hanok.ok("start", "hit")
+    hanok.ok("delete", "hit", "--force")

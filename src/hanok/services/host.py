@@ -15,7 +15,7 @@ class HostService:
 
     def __init__(self, parts: Parts, operations: Operations) -> None:
         self._parts = parts
-        operations.register("probe", self._probe)
+        operations.register("probe", self._probe, cancellable=True)
 
     async def _probe(self, work: Work) -> dict[str, Any]:
         hypervisor = self._parts.hypervisor

@@ -21,7 +21,7 @@ class ImageService:
     def __init__(self, parts: Parts, operations: Operations) -> None:
         self._parts = parts
         self._operations = operations
-        operations.register("build", self._build)
+        operations.register("build", self._build, cancellable=True)
 
     async def build(self, ref: str, packages: tuple[str, ...]) -> Operation:
         """Build an image unless it is there. Raises InvalidInput for an unknown one."""

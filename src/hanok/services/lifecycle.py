@@ -8,7 +8,7 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from hanok.errors import GuestError, HanokError
+from hanok.errors import AgentRefused, GuestError, HanokError, NotReady
 from hanok.guest.evidence import collect_evidence
 from hanok.guest.keys import ensure_key_pair, make_host_key
 from hanok.guest.readiness import wait_addresses, wait_ready
@@ -35,6 +35,7 @@ from hanok.store.base import DeleteVm
 
 _PROBE_IMAGE = "micro"
 _ADDRESS_LIMIT = 60.0
+_REASON = 2000
 _RUNS = (RunState.RUNNING, RunState.PAUSED)
 _ATTACHED = (VmState.RUNNING, VmState.READY, VmState.PAUSED, VmState.STOPPING)
 
@@ -55,11 +56,11 @@ class Lifecycle:
         hit("start.image")
         machine = self._machine(record, image)
         report("preparing its networks and disk", None)
-        await self._ensure_networks(record)
-        hit("start.networks")
-        await self._make_files(record, image)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.release, record)
+            await self._ensure_networks(record)
+            hit("start.networks")
+            await self._make_files(record, image)
             undo.push_async_callback(self._parts.hypervisor.kill, record.uuid)
             if await self._parts.hypervisor.adopt(machine) not in _RUNS:
                 report("starting", None)
@@ -174,7 +175,7 @@ class Lifecycle:
     async def become_ready(self, record: VmRecord, report: Report) -> VmRecord:
         """Wait until the guest is ready and really runs in the mode that was asked for.
 
-        Raises GuestError, with the VM's state FAILED and the reason kept, when it is not.
+        Raises NotReady, with the VM's state FAILED and the reason kept, when it is not.
         """
         image = self._parts.images.get(record.image_id or "")
         report(f"waiting until it is ready ({describe_ready(record)})", None)
@@ -193,7 +194,7 @@ class Lifecycle:
                 )
         except HanokError as error:
             await self._fail(record, error)
-            raise
+            raise NotReady(error.message, hint=error.hint) from error
         self._parts.failpoints.hit("start.ready")
         seconds = round(time.time() - (record.started or time.time()), 3)
         record = changed(record, state=VmState.READY, ready_seconds=seconds, evidence=evidence)
@@ -218,20 +219,33 @@ class Lifecycle:
     async def _evidence(self, record: VmRecord, image: Image | None) -> Evidence | None:
         if image is None or not image.agent:
             return None
-        return await collect_evidence(await self._guests.agent(record), record.mode)
+        try:
+            return await collect_evidence(await self._guests.agent(record), record.mode)
+        except AgentRefused:
+            return None  # its agent runs no commands: there is no evidence, and show says so
 
     async def _fail(self, record: VmRecord, error: HanokError) -> None:
+        """Keep why the VM is not ready; one that still runs goes on, to be looked into."""
         words = self._guests.last_words(record)
         reason = error.message + (f"; its console's last lines: {words}" if words else "")
-        alive = await self._parts.hypervisor.state(record.uuid) in _RUNS
-        if not alive:
-            await self.release(record)
-        record = changed(record, state=VmState.FAILED, reason=reason[:2000])
-        await self._parts.save(record, event="failed", message=reason[:2000])
+        if await self._parts.hypervisor.state(record.uuid) in _RUNS:
+            failed = changed(record, state=VmState.FAILED, reason=reason[:_REASON])
+            await self._parts.save(failed, event="failed", message=reason[:_REASON])
+        else:
+            await self.settle_gone(record, reason[:_REASON])
 
-    def last_words(self, record: VmRecord) -> str:
-        """Return the last lines of the guest's console."""
-        return self._guests.last_words(record)
+    def crash_reason(self, record: VmRecord, state: RunState, detail: str) -> str:
+        """Return why a VM crashed: its guest, or the process that it ran in."""
+        if state is not RunState.CRASHED:
+            return f"its hypervisor's process ended by itself ({detail or 'it does not say why'})"
+        words = self._guests.last_words(record)
+        return f"the guest crashed; its console's last lines: {words or '(none)'}"
+
+    async def settle_gone(self, record: VmRecord, reason: str | None) -> None:
+        """Clean up after a VM that has ended by itself, and write down why, if that is known."""
+        await self._parts.hypervisor.kill(record.uuid)
+        await self.release(record)
+        await self.settle_stopped(record, reason)
 
     async def stop(self, record: VmRecord, *, force: bool, timeout: float, report: Report) -> None:
         """Bring the VM to nothing that runs: ask the guest, and end it after ``timeout`` s."""

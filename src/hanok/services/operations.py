@@ -68,12 +68,18 @@ class Operations:
         self._store = store
         self._events = events
         self._handlers: dict[str, Handler] = {}
+        self._cancellable: set[str] = set()
         self._running: dict[str, Work] = {}
         self._closing = False
 
-    def register(self, kind: str, handler: Handler) -> None:
-        """Let ``handler`` do the operations of ``kind``; it must be safe to repeat."""
+    def register(self, kind: str, handler: Handler, *, cancellable: bool = False) -> None:
+        """Let ``handler`` do the operations of ``kind``; it must be safe to repeat.
+
+        A user may cancel it when it is ``cancellable``: when its handler undoes what it did.
+        """
         self._handlers[kind] = handler
+        if cancellable:
+            self._cancellable.add(kind)
 
     async def begin(
         self,
@@ -176,12 +182,17 @@ class Operations:
     async def cancel(self, ident: str) -> Operation:
         """Cancel the operation, wait until it is undone, and return it.
 
-        Raises NotFound, or Conflict when it has ended already.
+        Raises NotFound, or Conflict when it has ended already or cannot be undone.
         """
         work = self._running.get(ident)
         if work is None or work.task is None:
             found = await self.find(ident)
             raise Conflict(f"operation {ident} has ended already ({found.state})")
+        if work.operation.kind not in self._cancellable:
+            raise Conflict(
+                f"a {work.operation.kind} cannot be cancelled: it could not be undone",
+                hint=f"'hanok operations follow {ident}' waits for its end",
+            )
         work.cancelled_by_user = True
         work.task.cancel()
         return await self.wait(ident)

@@ -114,10 +114,9 @@ class Recovery:
         if state in (RunState.RUNNING, RunState.PAUSED):
             await self._take_over(record)
             return
-        await self._parts.hypervisor.kill(record.uuid)
-        await self._lifecycle.release(record)
-        reason = "the guest crashed" if state is RunState.CRASHED else None
-        await self._lifecycle.settle_stopped(record, reason)
+        crashed = state is RunState.CRASHED
+        reason = self._lifecycle.crash_reason(record, state, "") if crashed else None
+        await self._lifecycle.settle_gone(record, reason)
 
     async def _take_over(self, record: VmRecord) -> None:
         await self._guests.connect(record)
@@ -127,7 +126,7 @@ class Recovery:
         async for event in self._parts.hypervisor.events():
             if event.name in ("stopped", "crashed"):
                 try:
-                    await self._vms.seen(event.uuid)
+                    await self._vms.seen(event)
                 except HanokError:
                     _log.exception("what happened to %s could not be settled", event.uuid)
 

@@ -39,7 +39,7 @@ class StackService:
         self._capacity = capacity
         self._operations = operations
         self._views = views
-        operations.register("up", self._up)
+        operations.register("up", self._up, cancellable=True)
         operations.register("down", self._down)
 
     async def up(self, name: str, data: dict[str, Any]) -> Operation:
@@ -151,16 +151,16 @@ class StackService:
 
     async def _bring_up(self, record: VmRecord, created: bool, part: Work) -> None:
         if created or record.state is VmState.CREATING:
-            await self._vms.bring_up_new(record, part)
+            await self._vms.bring_up_new(record.uuid, part)
         elif record.state is VmState.PAUSED:
-            await self._vms.resume_now(record)
+            await self._vms.resume_now(record.uuid)
         elif record.state is not VmState.READY:
             if record.wanted is not Wanted.RUNNING:
                 async with self._parts.locks.admission:
                     await self._capacity.admit(record.spec, await self._parts.store.vms())
                     record = changed(record, wanted=Wanted.RUNNING)
                     await self._parts.save(record)
-            await self._vms.bring_up_again(record, part)
+            await self._vms.bring_up_again(record.uuid, part)
 
     async def down(self, name: str) -> Operation:
         """Stop and delete everything of a stack. Raises NotFound."""
@@ -185,8 +185,7 @@ class StackService:
 
     async def _take_down(self, record: VmRecord, work: Work, counter: _Counter) -> None:
         await self._operations.supersede(record.spec.name, ("run", "start", "restart", "stop"))
-        async with self._parts.locks.by_vm[record.uuid]:
-            await self._vms.take_down(record, work.part("delete", record.spec.name))
+        await self._vms.take_down(record.uuid, work.part("delete", record.spec.name))
         counter.one_more()
 
     async def find(self, name: str) -> StackView:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from hanok.errors import Conflict, HanokError, InvalidInput
+from hanok.errors import Conflict, HanokError, InvalidInput, NotReady
 from hanok.guest.seed import SeedData, build_seed
-from hanok.hypervisors.base import RunState
+from hanok.hypervisors.base import MachineEvent, RunState
 from hanok.images.recipes import resolve
 from hanok.model.operation import Operation
 from hanok.model.vm import NicRecord, VmRecord, VmSpec, VmState, Wanted
@@ -43,9 +45,9 @@ class VmService:
         self._operations = operations
         self._capacity = capacity
         self._networks = networks
+        operations.register("run", self._run, cancellable=True)
+        operations.register("start", self._start, cancellable=True)
         for kind, handler in {
-            "run": self._run,
-            "start": self._start,
             "stop": self._stop,
             "restart": self._restart,
             "pause": self._pause,
@@ -121,7 +123,7 @@ class VmService:
     async def start(self, name: str) -> Operation:
         """Bring a stopped VM up. Raises Conflict when it is up, NotAdmitted without room."""
         async with self._parts.locks.admission:
-            record = await self._parts.vm(name)
+            record = await self._present(name)
             if is_up(record) and record.state is not VmState.FAILED:
                 raise Conflict(f"{record.spec.name} is {record.state} already")
             if not is_up(record):
@@ -131,14 +133,14 @@ class VmService:
 
     async def restart(self, name: str) -> Operation:
         """Stop a VM and bring it up again."""
-        record = await self._parts.vm(name)
+        record = await self._present(name)
         if not is_up(record):
             return await self.start(name)
         return await self._operations.begin("restart", record.spec.name)
 
     async def stop(self, name: str, *, force: bool, timeout: float | None) -> Operation:
         """Ask a VM's guest to power off, and end it after ``timeout`` seconds."""
-        record = await self._parts.vm(name)
+        record = await self._present(name)
         limit = self._parts.settings.stop_timeout if timeout is None else timeout
         if record.state is VmState.STOPPED:
             raise Conflict(f"{record.spec.name} is stopped already")
@@ -155,8 +157,25 @@ class VmService:
         record = await self._expect(name, (VmState.PAUSED,), "resume")
         return await self._operations.begin("resume", record.spec.name)
 
-    async def _expect(self, name: str, states: tuple[VmState, ...], verb: str) -> VmRecord:
+    async def _present(self, name: str) -> VmRecord:
+        """Return a VM. Raises NotFound, and Conflict while it is being deleted."""
         record = await self._parts.vm(name)
+        if record.wanted is Wanted.ABSENT:
+            raise Conflict(f"{record.spec.name} is being deleted")
+        return record
+
+    @asynccontextmanager
+    async def _holding(self, name_or_uuid: str) -> AsyncIterator[VmRecord]:
+        """Hold a VM's lock, and give what it is once that is held. Raises NotFound.
+
+        What was read before may be long past: another operation had the lock meanwhile.
+        """
+        found = await self._parts.vm(name_or_uuid)
+        async with self._parts.locks.by_vm[found.uuid]:
+            yield await self._parts.vm(found.uuid)
+
+    async def _expect(self, name: str, states: tuple[VmState, ...], verb: str) -> VmRecord:
+        record = await self._present(name)
         if record.state not in states:
             allowed = " or ".join(states)
             raise Conflict(f"cannot {verb} {name}: it is {record.state}, not {allowed}")
@@ -176,11 +195,14 @@ class VmService:
 
     async def _run(self, work: Work) -> dict[str, Any]:
         record = await self._parts.vm(work.operation.target)
-        return await self.bring_up_new(record, work)
+        await self.bring_up_new(record.uuid, work)
+        return {"name": record.spec.name, "uuid": record.uuid}
 
-    async def bring_up_new(self, record: VmRecord, work: Work) -> dict[str, Any]:
+    async def bring_up_new(self, uuid: str, work: Work) -> None:
         """Bring up a VM that was just created; when it cannot run at all, it is removed again."""
-        async with self._parts.locks.by_vm[record.uuid]:
+        async with self._holding(uuid) as record:
+            if record.state is VmState.READY:
+                return  # an earlier daemon died after its last step
             try:
                 record = await self._lifecycle.start(record, work.report)
             except HanokError:
@@ -190,45 +212,47 @@ class VmService:
                 if work.by_user:
                     await self._lifecycle.remove(record)
                 raise
-            await self._wait_ready(record, work)
-        return {"name": record.spec.name, "uuid": record.uuid}
-
-    async def _wait_ready(self, record: VmRecord, work: Work) -> None:
-        try:
-            await self._lifecycle.become_ready(record, work.report)
-        except asyncio.CancelledError:
-            if work.by_user:
-                await self._lifecycle.stop(record, force=True, timeout=0, report=work.report)
-                if work.operation.kind == "run":
+            try:
+                await self._lifecycle.become_ready(record, work.report)
+            except asyncio.CancelledError:
+                if work.by_user:
+                    await self._end(record, work)
                     await self._lifecycle.remove(record)
-                else:
-                    await self._lifecycle.settle_stopped(record)
-            raise
+                raise
 
     async def _start(self, work: Work) -> dict[str, Any]:
         record = await self._parts.vm(work.operation.target)
-        await self.bring_up_again(record, work)
+        await self.bring_up_again(record.uuid, work)
         return {"name": record.spec.name, "uuid": record.uuid}
 
-    async def bring_up_again(self, record: VmRecord, work: Work) -> None:
+    async def bring_up_again(self, uuid: str, work: Work) -> None:
         """Bring up a VM that existed before; when it cannot run, it is kept, with the reason."""
-        async with self._parts.locks.by_vm[record.uuid]:
+        async with self._holding(uuid) as record:
             await self._bring_up(record, work)
 
     async def _bring_up(self, record: VmRecord, work: Work) -> None:
         try:
             record = await self._lifecycle.start(record, work.report)
+            await self._lifecycle.become_ready(record, work.report)
+        except asyncio.CancelledError:
+            if work.by_user:
+                await self._end(record, work)
+                await self._lifecycle.settle_stopped(record)
+            raise
+        except NotReady:
+            raise
         except HanokError as error:
             await self._lifecycle.settle_stopped(record, error.message)
             raise
-        await self._wait_ready(record, work)
+
+    async def _end(self, record: VmRecord, work: Work) -> None:
+        await self._lifecycle.stop(record, force=True, timeout=0, report=work.report)
 
     async def _stop(self, work: Work) -> None:
         name = work.operation.target
         await self._operations.supersede(name, _BRINGS_UP)
-        record = await self._parts.vm(name)
         arguments = work.operation.arguments
-        async with self._parts.locks.by_vm[record.uuid]:
+        async with self._holding(name) as record:
             await self._lifecycle.stop(
                 record,
                 force=bool(arguments["force"]),
@@ -238,25 +262,23 @@ class VmService:
             await self._lifecycle.settle_stopped(record)
 
     async def _restart(self, work: Work) -> None:
-        record = await self._parts.vm(work.operation.target)
-        async with self._parts.locks.by_vm[record.uuid]:
+        async with self._holding(work.operation.target) as record:
             limit = self._parts.settings.stop_timeout
             await self._lifecycle.stop(record, force=False, timeout=limit, report=work.report)
             await self._bring_up(changed(record, wanted=Wanted.RUNNING), work)
 
     async def _pause(self, work: Work) -> None:
-        record = await self._parts.vm(work.operation.target)
-        async with self._parts.locks.by_vm[record.uuid]:
+        async with self._holding(work.operation.target) as record:
             await self._parts.hypervisor.pause(record.uuid)
             record = changed(record, wanted=Wanted.PAUSED, state=VmState.PAUSED)
             await self._parts.save(record, event="paused")
 
     async def _resume(self, work: Work) -> None:
-        await self.resume_now(await self._parts.vm(work.operation.target))
+        await self.resume_now(work.operation.target)
 
-    async def resume_now(self, record: VmRecord) -> None:
+    async def resume_now(self, name_or_uuid: str) -> None:
         """Let the vCPUs of a paused VM go on."""
-        async with self._parts.locks.by_vm[record.uuid]:
+        async with self._holding(name_or_uuid) as record:
             await self._parts.hypervisor.resume(record.uuid)
             state = VmState.READY if record.ready_seconds is not None else VmState.RUNNING
             record = changed(record, wanted=Wanted.RUNNING, state=state)
@@ -269,36 +291,27 @@ class VmService:
         record = await self._parts.store.find_vm(name)
         if record is None:  # a daemon that died after its last step has left only the operation
             return
-        async with self._parts.locks.by_vm[record.uuid]:
-            await self.take_down(record, work)
-        self._parts.locks.by_vm.pop(record.uuid, None)
+        await self.take_down(record.uuid, work)
 
-    async def take_down(self, record: VmRecord, work: Work) -> None:
-        """End a VM and remove it; the caller holds its lock."""
-        gone = changed(record, wanted=Wanted.ABSENT)
-        await self._parts.save(gone)
-        await self._lifecycle.stop(gone, force=True, timeout=0, report=work.report)
-        await self._lifecycle.remove(gone)
+    async def take_down(self, uuid: str, work: Work) -> None:
+        """End a VM and remove it."""
+        async with self._holding(uuid) as record:
+            gone = changed(record, wanted=Wanted.ABSENT)
+            await self._parts.save(gone)
+            await self._end(gone, work)
+            await self._lifecycle.remove(gone)
 
-    async def seen(self, uuid: str) -> None:
-        """Look at a VM of which the hypervisor told something, and write down what is seen."""
-        record = await self._parts.store.find_vm(uuid)
-        if record is None:
+    async def seen(self, event: MachineEvent) -> None:
+        """Look at a VM whose end the hypervisor told, and write down what is seen."""
+        if await self._parts.store.find_vm(event.uuid) is None:
             return
-        async with self._parts.locks.by_vm[uuid]:
-            record = await self._parts.store.find_vm(uuid)
-            if record is None or not is_up(record) or record.state is VmState.FAILED:
-                return
-            state = await self._parts.hypervisor.state(uuid)
-            if state in (RunState.RUNNING, RunState.PAUSED):
-                return
-            reason = None
-            if state is RunState.CRASHED:
-                words = self._lifecycle.last_words(record)
-                reason = f"the guest crashed; its console's last lines: {words or '(none)'}"
-            await self._parts.hypervisor.kill(uuid)
-            await self._lifecycle.release(record)
-            await self._lifecycle.settle_stopped(record, reason)
+        async with self._holding(event.uuid) as record:
+            state = await self._parts.hypervisor.state(event.uuid)
+            if is_up(record) and state not in (RunState.RUNNING, RunState.PAUSED):
+                reason = record.reason if record.state is VmState.FAILED else None
+                if event.name == "crashed":
+                    reason = self._lifecycle.crash_reason(record, state, event.detail)
+                await self._lifecycle.settle_gone(record, reason)
 
 
 def check_definition(spec: VmSpec) -> None:
