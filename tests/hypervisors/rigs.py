@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from hanok.errors import AgentUnavailable
 from hanok.guest.agent import AgentConnection
-from hanok.hypervisors.base import Disk, Hypervisor, Machine, MachineEvent
+from hanok.hypervisors.base import Base, Disk, Hypervisor, Machine, MachineEvent
 from hanok.hypervisors.fake import FakeHypervisor
 from hanok.hypervisors.optional import CanExplain, HasAgentChannel, HasConsole
 from hanok.hypervisors.qemu import ProbeGuest, QemuHypervisor
@@ -93,7 +93,7 @@ class Rig:
                 *("-b", str(base), str(path), str(image.disk_size)),
             ]
         )
-        return Disk("root", path, DiskFormat.QCOW2, backing=base, backing_format=image.disk_format)
+        return Disk("root", path, DiskFormat.QCOW2, bases=(Base(base, image.disk_format),))
 
     def leftovers(self) -> list[str]:
         """Name what a machine that is gone must not leave."""

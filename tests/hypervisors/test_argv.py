@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanok.errors import HostError, InvalidInput
-from hanok.hypervisors.base import Disk, Machine, Nic
+from hanok.hypervisors.base import Base, Disk, Machine, Nic
 from hanok.hypervisors.qemu.arch import X86_64, find_architecture
 from hanok.hypervisors.qemu.argv import (
     Platform,
@@ -48,8 +48,7 @@ ROOT = Disk(
     "root",
     FOLDER / "disk.qcow2",
     DiskFormat.QCOW2,
-    backing=IMAGE / "disk.qcow2",
-    backing_format=DiskFormat.QCOW2,
+    bases=(Base(IMAGE / "disk.qcow2", DiskFormat.QCOW2),),
 )
 SEED = Disk("seed", FOLDER / "seed.iso", DiskFormat.RAW, read_only=True)
 DATA = Disk("data", FOLDER / "data.raw", DiskFormat.RAW)
@@ -195,7 +194,7 @@ def test_text_stays_one_value_of_one_argument(
     assert all(set(found) == {"", "id", "path", "server", "wait"} for found in sockets)
     nodes = [json.loads(text) for text in options(argv, "-blockdev")]
     files = [node["filename"] for node in nodes if node["driver"] == "file"]
-    assert files == [str(ROOT.backing), str(path), str(path)]
+    assert files == [str(ROOT.bases[0].path), str(path), str(path)]
     assert options(argv, "-append") == [cmdline]
     assert options(argv, "-kernel") == [str(images / "vmlinuz")]
     assert options(argv, "-pidfile") == [str(folder / "qemu.pid")]
@@ -239,7 +238,7 @@ def test_every_disk_node_names_its_format_and_its_base() -> None:
         ({"mode": Mode.AUTO}, (7,), "mode"),
         ({"disks": (DATA,) * 9}, (7,), "disks"),
         ({"disks": (DATA,) * 7, "mode": Mode.FULL}, (7,), "disks"),
-        ({"disks": (dataclasses.replace(DATA, backing=FOLDER),)}, (7,), "disks"),
+        ({"disks": (dataclasses.replace(DATA, bases=ROOT.bases),)}, (7,), "disks"),
         ({"nics": (NIC,) * 9}, (7,) * 9, "networks"),
         ({}, (), "networks"),
         ({}, (7, 8), "networks"),

@@ -24,15 +24,34 @@ class RunState(StrEnum):
 
 
 @dataclass(frozen=True)
+class Base:
+    """A file that an overlay stands on; never written."""
+
+    path: Path
+    format: DiskFormat
+
+
+@dataclass(frozen=True)
 class Disk:
-    """A disk of a machine; ``backing`` is the read-only base of an overlay, format named."""
+    """A disk of a machine; ``bases`` are what an overlay stands on, the nearest first."""
 
     name: str
     path: Path
     format: DiskFormat
     read_only: bool = False
-    backing: Path | None = None
-    backing_format: DiskFormat | None = None
+    bases: tuple[Base, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Memory and devices that a machine goes on from: open descriptors, closed by the caller.
+
+    ``memory``: a sealed memfd with the guest's RAM, mapped private. ``state``: a file with the
+    state of the devices, read from its start, one open file description a machine.
+    """
+
+    memory: int
+    state: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,7 @@ class Machine:
     agent: bool = True
     machine_type: str | None = None
     tcg_buffer: int | None = None
+    frozen: Frozen | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,7 @@ class Hypervisor(Protocol):
     async def start(self, machine: Machine, taps: tuple[int, ...] = ()) -> None:
         """Start ``machine``; ``taps`` are open descriptors, one a NIC. Returns when it runs.
 
+        With ``machine.frozen`` (see optional.CanFreeze) it is paused then: ``resume`` lets it go on.
         Leaves nothing behind when it fails. Starting a machine that runs already is a no-op.
         """
         ...

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from hanok.hypervisors.base import Machine
 from hanok.model.host import HypervisorFacts
 
 
@@ -50,4 +52,36 @@ class CanExplain(Protocol):
 
     async def explain(self, uuid: str) -> str:
         """Return why, for people; empty when there is nothing to say."""
+        ...
+
+
+@runtime_checkable
+class CanFreeze(Protocol):
+    """Can freeze a running machine with its memory, and start others from that."""
+
+    def freeze_obstacle(self, machine: Machine) -> str | None:
+        """Return why machines like this cannot be frozen, for people; None when they can."""
+        ...
+
+    async def fingerprint(self) -> str:
+        """Return what frozen memory depends on here: equal texts can be resumed, others not."""
+        ...
+
+    async def freeze(
+        self,
+        uuid: str,
+        loader: Machine,
+        taps: tuple[int, ...],
+        memory: int,
+        state: int,
+        while_paused: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Write the RAM and devices of running machine ``uuid`` to ``memory`` and ``state``.
+
+        The machine is paused meanwhile, and goes on whatever happens; ``while_paused`` is awaited
+        when its disks are flushed and still. ``loader`` has the same shape, stand-in disks of the
+        same sizes and ``taps`` of its own: it takes the memory over and never runs. ``memory`` is
+        an empty memfd of the RAM's size (sealed by the caller afterwards), ``state`` an empty
+        file open for writing. Nothing but these is left. Raises HypervisorError.
+        """
         ...

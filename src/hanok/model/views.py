@@ -49,6 +49,8 @@ class VmView(TypedDict):
     ready_seconds: float | None
     created: float
     stack: str | None
+    template: str | None
+    clone: str | None
 
 
 class VmDetail(VmView):
@@ -64,6 +66,8 @@ class VmDetail(VmView):
     overhead: int
     cpu_seconds: float | None
     resident: int | None
+    proportional: int | None
+    boot: str | None
     ready: dict[str, Any]
     packages: list[str]
     user_data: str | None
@@ -91,6 +95,26 @@ class ImageView(TypedDict):
     modes: list[str]
     created: float
     used_by: list[str]
+
+
+class TemplateView(TypedDict):
+    """A template in lists; ``reason`` says why it cannot be cloned instantly, if it cannot."""
+
+    id: str
+    name: str
+    owner: str
+    state: str
+    image: str
+    cpus: int
+    memory: int
+    disk: int
+    mode: str
+    created: float
+    used: float
+    memory_used: int
+    size: int
+    clones: list[str]
+    reason: str | None
 
 
 class NetworkView(TypedDict):

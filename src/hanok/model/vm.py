@@ -106,6 +106,7 @@ class VmSpec(Frozen):
     user_data: str | None = Field(default=None, max_length=128 * 1024, repr=False)
     ready: Ready = Ready()
     tcg_buffer: Size | None = Field(default=None, ge=8 * MIB, le=2 * GIB, description="bytes")
+    cold: bool = Field(default=False, description="boot, even where a warm template is at hand")
 
     @field_validator("user_data")
     @classmethod
@@ -136,6 +137,27 @@ class NicRecord(Frozen):
     address: str
 
 
+class CloneKind(StrEnum):
+    """How much a clone shares with its template."""
+
+    INSTANT = "instant"
+    LINKED = "linked"
+    FULL = "full"
+
+
+class Clone(Frozen):
+    """What makes a VM a clone.
+
+    instant: it goes on from the template's memory; its disk stands on the template's. linked: it
+    boots, its disk stands on the template's. full: it boots from a disk of its own.
+    ``fresh`` until it was ready for the first time.
+    """
+
+    template: str = Field(description="id of the template")
+    kind: CloneKind
+    fresh: bool = True
+
+
 class VmRecord(Frozen):
     """What the store keeps of a VM: definition, wanted state, and what was last seen."""
 
@@ -155,3 +177,5 @@ class VmRecord(Frozen):
     started: float | None = Field(default=None, description="seconds since the epoch")
     ready_seconds: float | None = None
     evidence: Evidence | None = None
+    clone: Clone | None = None
+    boot: str | None = Field(default=None, description="how it last came up, for people")

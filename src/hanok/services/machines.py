@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hanok.config import Settings
 from hanok.errors import Unsupported
-from hanok.hypervisors.base import Disk, Machine, Nic
+from hanok.hypervisors.base import Base, Disk, Machine, Nic
 from hanok.model.image import DiskFormat, Image, Kernel
 from hanok.model.vm import Mode, VmRecord
 from hanok.proc import Account
@@ -115,8 +115,7 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         name="root",
         path=files.disk,
         format=DiskFormat.QCOW2,
-        backing=image_folder / image.disk,
-        backing_format=image.disk_format,
+        bases=(Base(image_folder / image.disk, image.disk_format),),
     )
     seed = Disk(name="seed", path=files.seed, format=DiskFormat.RAW, read_only=True)
     return Machine(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 
 import psutil
 
 from hanok import __version__
 from hanok.errors import HanokError
+from hanok.hypervisors.base import Statistics
 from hanok.model.host import HypervisorFacts, Room
 from hanok.model.views import HostView, NicView, PortView, RoomView, VmDetail, VmView
 from hanok.model.vm import VmRecord, Wanted
@@ -18,8 +20,8 @@ from hanok.units import format_size
 _WARN_DISK_PERCENT = 80
 
 
-def vm_view(record: VmRecord, facts: HypervisorFacts) -> VmView:
-    """Return a VM as lists show it."""
+def vm_view(record: VmRecord, facts: HypervisorFacts, templates: Mapping[str, str]) -> VmView:
+    """Return a VM as lists show it; ``templates`` has the names of templates by id."""
     spec = record.spec
     return VmView(
         name=spec.name,
@@ -41,6 +43,8 @@ def vm_view(record: VmRecord, facts: HypervisorFacts) -> VmView:
         ready_seconds=record.ready_seconds,
         created=record.created,
         stack=record.stack,
+        template=templates.get(record.clone.template) if record.clone else None,
+        clone=str(record.clone.kind) if record.clone else None,
     )
 
 
@@ -54,16 +58,20 @@ class Views:
     async def vms(self) -> list[VmView]:
         """Return all VMs."""
         facts = await self._parts.hypervisor.probe()
-        return [vm_view(record, facts) for record in await self._parts.store.vms()]
+        names = await self._template_names()
+        return [vm_view(record, facts, names) for record in await self._parts.store.vms()]
+
+    async def _template_names(self) -> dict[str, str]:
+        return {template.id: template.name for template in await self._parts.store.templates()}
 
     async def vm(self, name: str) -> VmDetail:
         """Return everything about one VM."""
         record = await self._parts.vm(name)
         facts = await self._parts.hypervisor.probe()
         spec = record.spec
-        cpu, resident = await self._statistics(record)
+        used = await self._statistics(record)
         return VmDetail(
-            **vm_view(record, facts),
+            **vm_view(record, facts, await self._template_names()),
             wanted=str(record.wanted),
             networks=[
                 NicView(network=nic.network, mac=nic.mac, address=nic.address)
@@ -75,22 +83,23 @@ class Views:
             started=record.started,
             evidence=record.evidence.model_dump(mode="json") if record.evidence else None,
             overhead=self._parts.hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer),
-            cpu_seconds=cpu,
-            resident=resident,
+            cpu_seconds=used.cpu_seconds if used else None,
+            resident=used.resident if used else None,
+            proportional=used.proportional if used else None,
+            boot=record.boot,
             ready=spec.ready.model_dump(mode="json", exclude_none=True),
             packages=list(spec.packages),
             user_data="(redacted)" if spec.user_data else None,
             pid=None,
         )
 
-    async def _statistics(self, record: VmRecord) -> tuple[float | None, int | None]:
+    async def _statistics(self, record: VmRecord) -> Statistics | None:
         if not is_up(record):
-            return None, None
+            return None
         try:
-            found = await self._parts.hypervisor.statistics(record.uuid)
+            return await self._parts.hypervisor.statistics(record.uuid)
         except HanokError:
-            return None, None  # it has just stopped: its state says so
-        return found.cpu_seconds, found.resident
+            return None  # it has just stopped: its state says so
 
     async def host(self) -> HostView:
         """Return the host: what it has, what is given away, what is left."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from hanok.model.network import NetworkRecord
 from hanok.model.operation import Event, Operation
+from hanok.model.template import TemplateRecord
 from hanok.model.vm import VmRecord
 
 
@@ -23,6 +24,20 @@ class DeleteVm:
     """Forget a VM."""
 
     uuid: str
+
+
+@dataclass(frozen=True)
+class PutTemplate:
+    """Insert or replace a template by id. Commit raises Conflict when another has its name."""
+
+    record: TemplateRecord
+
+
+@dataclass(frozen=True)
+class DeleteTemplate:
+    """Forget a template."""
+
+    ident: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,16 @@ class AddEvent:
     event: Event
 
 
-Change = PutVm | DeleteVm | PutNetwork | DeleteNetwork | PutOperation | AddEvent
+Change = (
+    PutVm
+    | DeleteVm
+    | PutTemplate
+    | DeleteTemplate
+    | PutNetwork
+    | DeleteNetwork
+    | PutOperation
+    | AddEvent
+)
 
 
 class Store(Protocol):
@@ -72,6 +96,10 @@ class Store(Protocol):
 
     async def find_vm(self, name_or_uuid: str) -> VmRecord | None:
         """Return a VM by its name or its uuid."""
+        ...
+
+    async def templates(self) -> list[TemplateRecord]:
+        """Return every template, by name."""
         ...
 
     async def networks(self) -> list[NetworkRecord]:

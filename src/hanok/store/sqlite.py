@@ -17,14 +17,17 @@ from typing import TypeVar
 from hanok.errors import Conflict, HostError
 from hanok.model.network import NetworkRecord
 from hanok.model.operation import Event, Operation
+from hanok.model.template import TemplateRecord
 from hanok.model.vm import VmRecord
 from hanok.store.base import (
     AddEvent,
     Change,
     DeleteNetwork,
+    DeleteTemplate,
     DeleteVm,
     PutNetwork,
     PutOperation,
+    PutTemplate,
     PutVm,
 )
 
@@ -40,6 +43,9 @@ _MIGRATIONS = (
     CREATE INDEX operations_by_time ON operations (final, created);
     CREATE TABLE events (
         number INTEGER PRIMARY KEY AUTOINCREMENT, data TEXT NOT NULL);
+    """,
+    """
+    CREATE TABLE templates (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, data TEXT NOT NULL);
     """,
 )
 _KEPT_EVENTS = 10_000
@@ -111,11 +117,10 @@ class SqliteStore:
             database.execute("COMMIT")
         except sqlite3.IntegrityError as error:
             database.execute("ROLLBACK")
-            names = [change.record.spec.name for change in changes if isinstance(change, PutVm)]
             raise Conflict(
-                f"a VM named {', '.join(names)} exists already",
+                f"{_names(changes)} exists already",
                 field="name",
-                hint="choose another name, or delete that VM first",
+                hint="choose another name, or delete that one first",
             ) from error
         except sqlite3.DatabaseError as error:
             if database.in_transaction:
@@ -137,6 +142,11 @@ class SqliteStore:
             "SELECT data FROM vms WHERE name = ?1 OR uuid = ?1 LIMIT 1", name_or_uuid
         )
         return VmRecord.model_validate_json(rows[0]) if rows else None
+
+    async def templates(self) -> list[TemplateRecord]:
+        """See Store.templates."""
+        rows = await self._rows("SELECT data FROM templates ORDER BY name")
+        return [TemplateRecord.model_validate_json(data) for data in rows]
 
     async def networks(self) -> list[NetworkRecord]:
         """See Store.networks."""
@@ -184,6 +194,13 @@ class SqliteStore:
         self._thread.shutdown()
 
 
+def _names(changes: Sequence[Change]) -> str:
+    """Say which of the changes carry a name that must be the only one of its kind."""
+    named = [f"a VM named {c.record.spec.name}" for c in changes if isinstance(c, PutVm)]
+    named += [f"a template named {c.record.name}" for c in changes if isinstance(c, PutTemplate)]
+    return " or ".join(named)
+
+
 def _numbered(event: Event, number: int) -> Event:
     return event.model_copy(update={"number": number})
 
@@ -198,6 +215,14 @@ def _apply(database: sqlite3.Connection, change: Change) -> Event | None:
             )
         case DeleteVm(uuid):
             database.execute("DELETE FROM vms WHERE uuid = ?", (uuid,))
+        case PutTemplate(template):
+            database.execute(
+                "INSERT INTO templates VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE"
+                " SET name = excluded.name, data = excluded.data",
+                (template.id, template.name, template.model_dump_json()),
+            )
+        case DeleteTemplate(ident):
+            database.execute("DELETE FROM templates WHERE id = ?", (ident,))
         case PutNetwork(network):
             database.execute(
                 "INSERT OR REPLACE INTO networks VALUES (?, ?)",

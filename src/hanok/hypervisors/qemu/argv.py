@@ -265,11 +265,12 @@ def _para_devices() -> list[str]:
 def _disk(index: int, disk: Disk, mode: Mode) -> list[str]:
     name = f"disk{index}"
     argv: list[str] = []
-    if disk.backing is not None:
-        backing_format = disk.backing_format or DiskFormat.QCOW2
-        argv += _nodes(f"{name}-base", disk.backing, backing_format, read_only=True, backing=None)
-    base = f"{name}-base" if disk.backing is not None else None
-    argv += _nodes(name, disk.path, disk.format, read_only=disk.read_only, backing=base)
+    below: str | None = None
+    for depth, base in reversed(list(enumerate(disk.bases))):
+        node = f"{name}-base{depth or ''}"
+        argv += _nodes(node, base.path, base.format, read_only=True, backing=below)
+        below = node
+    argv += _nodes(name, disk.path, disk.format, read_only=disk.read_only, backing=below)
     return [*argv, "-device", _disk_device(index, name, disk.read_only, mode)]
 
 
