@@ -128,7 +128,7 @@ class Hypervisor(Protocol):
     async def start(self, machine: Machine, taps: tuple[int, ...] = ()) -> None:
         """Start ``machine``; ``taps`` are open descriptors, one a NIC. Returns when it runs.
 
-        With ``machine.frozen`` (see optional.CanFreeze) it is paused then: ``resume`` lets it go on.
+        With ``machine.frozen`` (see optional.CanFreeze) it is paused then; ``resume`` goes on.
         Leaves nothing behind when it fails. Starting a machine that runs already is a no-op.
         """
         ...
