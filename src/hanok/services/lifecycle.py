@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,7 +28,8 @@ from hanok.services.machines import (
     remove_folder,
 )
 from hanok.services.operations import Report
-from hanok.services.parts import Parts, changed, port_of
+from hanok.services.parts import Parts, changed
+from hanok.services.plugs import Plugs, ports_of
 from hanok.storage.volumes import check_disk_size, create_overlay
 from hanok.store.base import DeleteVm
 
@@ -37,7 +37,6 @@ _PROBE_IMAGE = "micro"
 _ADDRESS_LIMIT = 60.0
 _REASON = 2000
 _RUNS = (RunState.RUNNING, RunState.PAUSED)
-_ATTACHED = (VmState.RUNNING, VmState.READY, VmState.PAUSED, VmState.STOPPING)
 
 
 class Lifecycle:
@@ -46,6 +45,7 @@ class Lifecycle:
     def __init__(self, parts: Parts, guests: Guests) -> None:
         self._parts = parts
         self._guests = guests
+        self._plugs = Plugs(parts)
 
     async def start(self, record: VmRecord, report: Report) -> VmRecord:
         """Bring the VM to the state RUNNING; when that fails, nothing of the try is left."""
@@ -58,7 +58,7 @@ class Lifecycle:
         report("preparing its networks and disk", None)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.release, record)
-            await self._ensure_networks(record)
+            await self._plugs.ensure(record.nics)
             hit("start.networks")
             await self._make_files(record, image)
             undo.push_async_callback(self._parts.hypervisor.kill, record.uuid)
@@ -66,7 +66,7 @@ class Lifecycle:
                 report("starting", None)
                 await self._start_process(record, machine)
             hit("start.process")
-            await self._publish(record)
+            await self._plugs.publish(record)
             hit("start.publish")
             await self._guests.connect(record)
             hit("start.guest")
@@ -104,16 +104,6 @@ class Lifecycle:
 
     def _machine(self, record: VmRecord, image: Image) -> Machine:
         return machine_of(self._parts.settings, record, image, self._parts.images.path(image))
-
-    async def _ensure_networks(self, record: VmRecord) -> None:
-        """Start the networks that do not run yet: the first VM on one starts it."""
-        for nic in record.nics:
-            async with self._parts.network_lock(nic.network):
-                status = await self._parts.networks.status(nic.network)
-                if not status.running:
-                    network = await self._parts.network(nic.network)
-                    ports = await self._parts.ports_on(nic.network, _ATTACHED)
-                    await self._parts.networks.ensure(network, ports)
 
     async def _make_files(self, record: VmRecord, image: Image) -> None:
         settings, hit = self._parts.settings, self._parts.failpoints.hit
@@ -156,21 +146,9 @@ class Lifecycle:
         )
 
     async def _start_process(self, record: VmRecord, machine: Machine) -> None:
-        taps: list[int] = []
-        try:
-            for nic in record.nics:
-                port = port_of(record, nic.network)
-                taps.append(await self._parts.networks.attach(nic.network, port))
+        async with self._plugs.taps(ports_of(record)) as taps:
             self._parts.failpoints.hit("start.attach")
-            await self._parts.hypervisor.start(machine, tuple(taps))
-        finally:
-            for tap in taps:
-                os.close(tap)
-
-    async def _publish(self, record: VmRecord) -> None:
-        if record.nics:
-            network = record.nics[0].network
-            await self._parts.networks.publish(network, port_of(record, network))
+            await self._parts.hypervisor.start(machine, taps)
 
     async def become_ready(self, record: VmRecord, report: Report) -> VmRecord:
         """Wait until the guest is ready and really runs in the mode that was asked for.
@@ -275,12 +253,7 @@ class Lifecycle:
     async def release(self, record: VmRecord) -> None:
         """Give back what a VM that does not run holds: connections, ports, idle networks."""
         await self._guests.disconnect(record.uuid)
-        for nic in record.nics:
-            await self._parts.networks.detach(nic.network, record.uuid)
-            async with self._parts.network_lock(nic.network):
-                ports = await self._parts.ports_on(nic.network)
-                if all(port.vm == record.uuid for port in ports):
-                    await self._parts.networks.stop(nic.network)
+        await self._plugs.release(record)
 
     async def remove(self, record: VmRecord) -> None:
         """Forget a VM that has been stopped, and remove its files."""
