@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -23,8 +24,8 @@ from tests.network.frames import FrameGuest
 from tests.network.namespaces import StackGuest, World, make_world
 
 UID = 1_700_060_001
-RECORD = NetworkRecord(name="default", subnet="10.87.0.0/24", uid=UID)
-CLOSED = NetworkRecord(name="closed", subnet="10.87.1.0/24", uid=UID + 1, outward=False)
+RECORD = NetworkRecord(name="default", subnet="10.87.0.0/22", uid=UID)
+CLOSED = NetworkRecord(name="closed", subnet="10.87.4.0/22", uid=UID + 1, outward=False)
 
 
 @pytest.fixture
@@ -45,13 +46,13 @@ def world() -> Iterator[World]:
 
 
 def make_port(number: int, *publish: str, network: NetworkRecord = RECORD) -> NetworkPort:
-    """Return the port of VM number ``number``, named vm<number>, at <subnet>.<number>."""
+    """Return the port of VM number ``number``: named vm<number>, at that address of the subnet."""
     uuid = f"00000000-0000-4000-8000-{number:012}"
     return NetworkPort(
         vm=uuid,
         host_name=f"vm{number}",
         mac=make_mac(uuid, 0),
-        address=network.gateway.rpartition(".")[0] + f".{number}",
+        address=str(ipaddress.IPv4Network(network.subnet)[number]),
         publish=tuple(Publish.model_validate(text) for text in publish),
     )
 

@@ -143,7 +143,7 @@ class StackGuest:
         self._nic = self.namespace.run(_open_nic)
         self.namespace.ip(
             f"link set eth0 address {mac} mtu 1500",
-            f"address add {address}/24 dev eth0",
+            f"address add {address}/22 dev eth0",
             "link set eth0 up",
             f"route add default via {gateway}",
         )

@@ -238,7 +238,7 @@ def test_leases_and_names(bench: Bench) -> None:
         options = got["options"]
         assert got["address"] == VICTIM.address
         assert isinstance(options, dict)
-        assert options[1] == b"\xff\xff\xff\x00"
+        assert options[1] == b"\xff\xff\xfc\x00"
         assert options[3] == options[6] == socket.inet_aton(GATEWAY)
         assert options[12] == b"vm3"
         assert options[15] == b"hanok"

@@ -16,7 +16,7 @@ from hanok.network.keeper import filters, names, routes
 from hanok.network.keeper.config import Config, Port, check_distinct, parse_port
 from hanok.network.outward import pasta_argv
 
-CONFIG = Config(name="n", home="/h", subnet="10.87.0.0/24", uid=7, socket=3, routes=4)
+CONFIG = Config(name="n", home="/h", subnet="10.87.0.0/22", uid=7, socket=3, routes=4)
 GOOD = {"vm": "u", "host_name": "web", "mac": "52:54:00:00:00:01", "address": "10.87.0.5"}
 
 
@@ -36,7 +36,7 @@ def test_the_configuration_survives_the_command_line() -> None:
         ("mac", "02:68:61:6e:6f:6b"),
         ("address", "10.87.0.1"),
         ("address", "10.87.0.0"),
-        ("address", "10.87.0.255"),
+        ("address", "10.87.3.255"),
         ("address", "10.88.0.5"),
     ],
 )
@@ -83,7 +83,7 @@ def test_nft_takes_the_rules() -> None:
 
 def test_dnsmasq_serves_static_leases_on_the_bridge_only() -> None:
     argv = names.dnsmasq_argv(CONFIG, "H", "N", "S")
-    assert "--dhcp-range=10.87.0.0,static,255.255.255.0,infinite" in argv
+    assert "--dhcp-range=10.87.0.0,static,255.255.252.0,infinite" in argv
     assert {"--interface=br0", "--bind-interfaces", "--no-resolv", "--dhcp-ignore-names"} < set(
         argv
     )

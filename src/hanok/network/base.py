@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import itertools
 import socket
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
@@ -12,7 +13,8 @@ from hanok.errors import Conflict
 from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
 
 POOL = ipaddress.IPv4Network("10.87.0.0/16")
-_SUBNET_PREFIX = 24
+# 1021 guests: a Linux bridge takes 1023 ports. Smaller ones only where no such room is left.
+_SUBNET_PREFIXES = (22, 24)
 
 
 class Networks(Protocol):
@@ -76,15 +78,17 @@ class Networks(Protocol):
 
 
 def free_subnet(taken: Iterable[str]) -> str:
-    """Return the first /24 of 10.87.0.0/16 that overlaps none of ``taken`` (IPv4 with prefix).
+    """Return the first /22 of 10.87.0.0/16 that overlaps none of ``taken`` (IPv4 with prefix).
 
     ``taken`` holds the subnets of the networks that exist and the host's own routes; a default
-    route (0.0.0.0/0) counts for nothing. Raises Conflict when none is free.
+    route (0.0.0.0/0) counts for nothing. Where no /22 is left it is a /24. Raises Conflict when
+    none is free.
     """
     used = [ipaddress.IPv4Network(text, strict=False) for text in taken]
-    for candidate in POOL.subnets(new_prefix=_SUBNET_PREFIX):
-        if not any(network.prefixlen and candidate.overlaps(network) for network in used):
-            return str(candidate)
+    for prefix in _SUBNET_PREFIXES:
+        for candidate in POOL.subnets(new_prefix=prefix):
+            if not any(network.prefixlen and candidate.overlaps(network) for network in used):
+                return str(candidate)
     raise Conflict(
         f"every subnet of {POOL} is taken by a network or by a route of this host",
         field="subnet",
@@ -107,14 +111,24 @@ def free_address(subnet: str, taken: Collection[str]) -> str:
 
     Raises Conflict when the subnet is full.
     """
-    used = frozenset(taken)
-    hosts = ipaddress.IPv4Network(subnet).hosts()
-    next(hosts)  # the gateway
-    for address in hosts:
-        if str(address) not in used:
-            return str(address)
+    return free_addresses(subnet, taken, 1)[0]
+
+
+def free_addresses(subnet: str, taken: Iterable[str], count: int) -> list[str]:
+    """Return the ``count`` lowest host addresses of ``subnet``, free as in ``free_address``.
+
+    Raises Conflict, saying how many there are, when they are too few.
+    """
+    network = ipaddress.IPv4Network(subnet)
+    first, last = int(network[2]), int(network[-2])  # behind the gateway, before the broadcast
+    used = {int(ipaddress.IPv4Address(address)) for address in taken}
+    free = itertools.islice((n for n in range(first, last + 1) if n not in used), count)
+    found = [str(ipaddress.IPv4Address(number)) for number in free]
+    if len(found) == count:
+        return found
+    missing = f"{len(found)} of the {count} addresses needed are free in {subnet}"
     raise Conflict(
-        f"no address of {subnet} is free",
+        f"only {missing}" if found else f"no address of {subnet} is free",
         field="networks",
         hint="delete a VM of this network, or create a network with a larger subnet",
     )
