@@ -24,6 +24,8 @@ def vm_view(name: str = "web", **changes: Any) -> dict[str, Any]:
         "ready_seconds": 14.82,
         "created": 1790000000.0,
         "stack": None,
+        "template": None,
+        "clone": None,
         **changes,
     }
 
@@ -51,6 +53,8 @@ def vm_detail(name: str = "web", **changes: Any) -> dict[str, Any]:
         "overhead": 134217728,
         "cpu_seconds": 12.5,
         "resident": 300000000,
+        "proportional": 40000000,
+        "boot": "booted: the image has no guest agent",
         "ready": {"port": 80, "url": None, "command": None, "timeout": 300.0},
         "packages": ["nginx"],
         "user_data": None,
@@ -73,6 +77,28 @@ def operation(kind: str = "run", target: str = "web", **changes: Any) -> dict[st
         "arguments": {},
         "created": 1790000000.0,
         "finished": None,
+        **changes,
+    }
+
+
+def template_view(name: str = "base", **changes: Any) -> dict[str, Any]:
+    """Return a template as lists show it."""
+    return {
+        "id": "7f1b2c3d",
+        "name": name,
+        "owner": "user",
+        "state": "ready",
+        "image": "micro",
+        "cpus": 1,
+        "memory": 268435456,
+        "disk": 67108864,
+        "mode": "para",
+        "created": 1790000000.0,
+        "used": 1790003600.0,
+        "memory_used": 50331648,
+        "size": 52428800,
+        "clones": [],
+        "reason": None,
         **changes,
     }
 
@@ -127,6 +153,16 @@ HOST: dict[str, Any] = {
     "notes": ["no cgroup v2 controllers: limits are not enforced"],
 }
 
+HOST_SHARED: dict[str, Any] = {
+    **HOST,
+    "memory_policy": "shared",
+    "memory_factor": 1.5,
+    "shared_reserve": 2147483648,
+    "sold": 32212254720,
+    "used": 8589934592,
+    "shared": 5368709120,
+}
+
 FIT: dict[str, Any] = {
     "count": 35,
     "limit": "memory",
@@ -137,6 +173,13 @@ FIT: dict[str, Any] = {
         {"resource": "memory", "capacity": 24.0e9, "used": 6.0e8, "free": 2.3e10},
         {"resource": "disk", "capacity": 3.0e11, "used": 4.0e9, "free": 2.9e11},
     ],
+}
+
+FIT_TEMPLATE: dict[str, Any] = {
+    **FIT,
+    "policy": "guaranteed",
+    "cost_now": 41943040,
+    "cost_most": 335544320,
 }
 
 IMAGE_VIEW: dict[str, Any] = {

@@ -50,6 +50,9 @@ def test_an_empty_list_says_how_to_begin(api: StandIn, hanok: Hanok) -> None:
     [
         ("vms/web", recorded.vm_detail(), ("show", "web")),
         ("host", recorded.HOST, ("host", "show")),
+        ("host", recorded.HOST_SHARED, ("host", "show")),
+        ("templates", [recorded.template_view()], ("template", "list")),
+        ("templates/base", recorded.template_view(), ("template", "show", "base")),
         ("images", [recorded.IMAGE_VIEW], ("image", "list")),
         ("networks", [recorded.NETWORK_VIEW], ("network", "list")),
         ("networks/default", recorded.NETWORK_VIEW, ("network", "show", "default")),
@@ -73,6 +76,38 @@ def test_show_tells_the_evidence(api: StandIn, hanok: Hanok) -> None:
     shown = hanok("show", "web").stdout
     assert "nic driver: virtio_net" in shown
     assert "isolation none" in shown
+    assert re.search(r"^came up +booted: the image has no guest agent$", shown, re.M)
+    assert "38.1 MiB of memory (its share; 286.1 MiB resident), 12.5 CPU-seconds" in shown
+    assert "clone of" not in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": "base", "clone": "instant"}, "base (instant)"),
+        ({"template": None, "clone": "full"}, "a template that is gone (full)"),
+    ],
+)
+def test_show_tells_what_a_clone_is_of(
+    api: StandIn, hanok: Hanok, changes: dict[str, Any], said: str
+) -> None:
+    found = recorded.vm_detail(**changes, pid=None, proportional=None)
+    api.on("GET", "vms/web", found)
+    shown = hanok("show", "web").stdout
+    assert re.search(rf"^clone of +{re.escape(said)}$", shown, re.M)
+    assert "286.1 MiB of memory resident, 12.5 CPU-seconds" in shown
+    assert "pid" not in shown
+
+
+def test_a_wide_list_shows_the_templates(api: StandIn, hanok: Hanok) -> None:
+    clone = recorded.vm_view("web-1", template="base", clone="instant", stack="shop")
+    api.on("GET", "vms", [recorded.vm_view(), clone])
+    assert "TEMPLATE" not in hanok("list").stdout
+    hanok.environ = {"COLUMNS": "140"}
+    lines = hanok("list", "--wide").stdout.splitlines()
+    assert lines[0].split()[-3:] == ["READY", "STACK", "TEMPLATE"]
+    assert lines[1].split()[-4:] == ["14.8", "s", "-", "-"]
+    assert lines[2].split()[-3:] == ["shop", "base", "(instant)"]
 
 
 def test_run_sends_the_options_as_they_are(api: StandIn, hanok: Hanok, tmp_path: Path) -> None:
@@ -83,7 +118,7 @@ def test_run_sends_the_options_as_they_are(api: StandIn, hanok: Hanok, tmp_path:
     seed.write_text("#cloud-config\n")
     options = (
         "--cpus 2 --memory 1.5G --disk 8G --mode para --network a --network b --publish 8080:80"
-        " --package nginx --package curl --ready-port 80 --ready-timeout 60"
+        " --package nginx --package curl --ready-port 80 --ready-timeout 60 --cold"
     )
     done = hanok(
         "run", "debian:12", "--name", "web", *options.split(), "--user-data", str(seed), "--json"
@@ -103,6 +138,7 @@ def test_run_sends_the_options_as_they_are(api: StandIn, hanok: Hanok, tmp_path:
         "packages": ["nginx", "curl"],
         "user_data": "#cloud-config\n",
         "ready": {"port": 80, "timeout": 60.0},
+        "cold": True,
     }
 
 
@@ -309,6 +345,51 @@ def test_fit_says_what_stops_the_next(api: StandIn, hanok: Hanok) -> None:
     assert "lacks 128 MiB of memory" in done.stdout
     assert api.asked[-1].json == {"cpus": 1, "memory": "256M", "disk": "4G"}
     assert json.loads(hanok("fit", "--json").stdout) == recorded.FIT
+    api.on("POST", "fit", {**recorded.FIT, "count": 1})
+    assert hanok("fit").returncode == 0  # the answer before is the first one, once more
+    assert "1 more VM fits (1 vCPU, 512M memory, 4G disk each)." in hanok("fit").stdout
+
+
+def test_fit_says_what_a_clone_costs(api: StandIn, hanok: Hanok) -> None:
+    api.on("POST", "fit", recorded.FIT_TEMPLATE)
+    said = hanok("fit", "--template", "base").stdout.splitlines()
+    assert api.asked[-1].json == {"template": "base"}
+    assert said[:4] == [
+        "35 more clones of base fit.",
+        "The next one lacks 128 MiB of memory.",
+        "One more takes 40 MiB of memory now (measured) and can come to take 320 MiB.",
+        "Policy guaranteed: all that it can come to take is kept for it.",
+    ]
+    assert json.loads(hanok("fit", "--template", "base", "--json").stdout) == recorded.FIT_TEMPLATE
+
+
+def test_fit_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
+    found = {**recorded.FIT_TEMPLATE, "policy": "shared", "cost_now": None}
+    api.on("POST", "fit", found)
+    said = hanok("fit", "--template", "base").stdout.splitlines()
+    assert said[2] == "One more can come to take 320 MiB of memory."
+    assert said[3].startswith("Policy SHARED: that is not kept for each")
+    refused = hanok("fit", "--template", "base", "--memory", "1G")
+    assert refused.returncode == 2
+    assert "--template says the shape" in refused.stderr
+
+
+def test_host_show_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
+    api.on("GET", "host", recorded.HOST_SHARED)
+    shown = hanok("host", "show").stdout
+    assert re.search(r"^policy +SHARED \(factor 1\.5, reserve 2 GiB\): more memory", shown, re.M)
+    assert re.search(r"^sold +30 GiB of memory to what is up", shown, re.M)
+    assert re.search(r"^used +8 GiB of it really used now$", shown, re.M)
+    assert re.search(r"^shared +5 GiB saved by clones", shown, re.M)
+
+
+def test_host_show_of_the_policy_guaranteed(api: StandIn, hanok: Hanok) -> None:
+    host = {**recorded.HOST, "memory_policy": "guaranteed", "sold": 671088640}
+    api.on("GET", "host", host)
+    shown = hanok("host", "show").stdout
+    assert re.search(r"^policy +guaranteed: each VM can use all of its memory$", shown, re.M)
+    assert "640 MiB of memory to what is up" in shown
+    assert "really used" not in shown
 
 
 def test_images_and_networks_are_made_and_deleted(api: StandIn, hanok: Hanok) -> None:
@@ -341,6 +422,11 @@ def test_completion_of_commands_options_and_names(api: StandIn, hanok: Hanok) ->
     assert complete("hanok show w") == ["web"]
     assert "--publish" in complete("hanok run --pu")
     assert complete("hanok network cr") == ["create"]
+    api.on("GET", "templates", [recorded.template_view("base"), recorded.template_view("old")])
+    assert complete("hanok clone b") == ["base"]
+    assert complete("hanok template delete base o") == ["old"]
+    assert complete("hanok template create x --from w") == ["web"]
+    assert complete("hanok fit --template ol") == ["old"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -358,6 +444,11 @@ def test_completion_scripts(hanok: Hanok, shell: str) -> None:
         (("network", "crate"), "Did you mean 'create'?"),
         (("run", "micro"), "--name"),
         (("proxy", "web", "70000"), "65535"),
+        (("clone", "base"), "--name"),
+        (("clone", "base", "--name", "x", "--linked", "--full"), "exclude each other"),
+        (("clone", "base", "--name", "x", "--count", "many"), "--count"),
+        (("template", "create", "base"), "--from"),
+        (("template", "show", ""), "is no name"),
         (("completion", "tcsh"), "bash"),
         (("show", ""), "is no name"),
         (("show", ".."), "is no name"),
@@ -388,7 +479,7 @@ def test_help_names_every_command_and_option(hanok: Hanok) -> None:
         else:
             assert "--json" in shown.stdout, name
             assert "Examples:" in shown.stdout, name
-    assert groups == ["image", "network", "host", "operations"]
+    assert groups == ["template", "image", "network", "host", "operations"]
     assert hanok().returncode == 2
 
 

@@ -56,7 +56,9 @@ def imported(hanok: Hanok, *words: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("show", "web"), ("version",)])
+@pytest.mark.parametrize(
+    "words", [("list",), ("list", "--wide"), ("list", "--json"), ("show", "web"), ("version",)]
+)
 def test_quick_commands_import_little(api: StandIn, hanok: Hanok, words: tuple[str, ...]) -> None:
     api.on("GET", "vms", [recorded.vm_view()])
     api.on("GET", "vms/web", recorded.vm_detail())

@@ -229,6 +229,7 @@ def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list
                 "vm": lambda: [vm["name"] for vm in client.vms()],
                 "network": lambda: [network["name"] for network in client.networks()],
                 "image": lambda: sorted({image["ref"] for image in client.images()}),
+                "template": lambda: [template["name"] for template in client.templates()],
                 "operation": lambda: [one["id"] for one in client.operations()],
             }[kind]()
         except HanokError:
@@ -241,4 +242,5 @@ def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list
 complete_vm = _complete("vm")
 complete_network = _complete("network")
 complete_image = _complete("image")
+complete_template = _complete("template")
 complete_operation = _complete("operation")

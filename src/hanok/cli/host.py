@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from hanok.cli.base import Example, Lazy, LazyGroup, Session, common_options, pass_session
+from hanok.cli.base import (
+    Example,
+    Lazy,
+    LazyGroup,
+    Session,
+    common_options,
+    complete_template,
+    pass_session,
+)
 from hanok.cli.output import Cell
 from hanok.cli.progress import follow
 from hanok.client.wire import FitWire
 from hanok.units import format_size
+
+_SHAPE: dict[str, object] = {"cpus": 1, "memory": "512M", "disk": "4G"}
 
 if TYPE_CHECKING:
     from hanok.model.views import HostView
@@ -52,6 +63,7 @@ def _print(session: Session, host: HostView) -> None:
             ("kernel", host["kernel"]),
             ("CPUs", cpus),
             ("memory", format_size(host["memory"])),
+            *_memory(host),
             ("isolation", _isolation(host["isolation"])),
             ("VMs", f"{host['vms']}, of which {host['running']} run"),
             ("overhead", f"{format_size(host['overhead'])} taken by virtualizing them"),
@@ -85,6 +97,36 @@ def _print(session: Session, host: HostView) -> None:
         out.pairs([("note", note)])
 
 
+def _memory(host: HostView) -> list[tuple[str, Cell | str | None]]:
+    """Return what is sold, used and shared of the memory, and by which policy."""
+    said = cast("dict[str, Any]", host)  # a daemon of another version may say less
+
+    def amount(name: str, words: str) -> str | None:
+        return None if said.get(name) is None else f"{format_size(said[name])} {words}"
+
+    return [
+        ("policy", _policy(said)),
+        ("sold", amount("sold", "of memory to what is up, overhead included")),
+        ("used", amount("used", "of it really used now")),
+        ("shared", amount("shared", "saved by clones that share memory")),
+    ]
+
+
+def _policy(said: Mapping[str, Any]) -> Cell | str | None:
+    policy = said.get("memory_policy")
+    if policy == "guaranteed":
+        return "guaranteed: each VM can use all of its memory"
+    if policy != "shared":
+        return policy
+    factor, reserve = said.get("memory_factor"), said.get("shared_reserve")
+    details = [
+        *([] if factor is None else [f"factor {factor:g}"]),
+        *([] if reserve is None else [f"reserve {format_size(reserve)}"]),
+    ]
+    beside = f" ({', '.join(details)})" if details else ""
+    return Cell(f"SHARED{beside}: more memory may be sold than there is", "yellow")
+
+
 def _isolation(isolation: str) -> str:
     if isolation == "none":
         return "none: software emulation is no security boundary"
@@ -112,24 +154,40 @@ def probe(session: Session) -> None:
 
 
 @click.command(
-    "fit", cls=Example, examples=("hanok fit --memory 256M", "hanok fit --cpus 2 --memory 4G")
+    "fit",
+    cls=Example,
+    examples=(
+        "hanok fit --memory 256M",
+        "hanok fit --cpus 2 --memory 4G",
+        "hanok fit --template base",
+    ),
 )
-@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
-@click.option("--memory", metavar="SIZE", default="512M", show_default=True, help="Memory.")
-@click.option("--disk", metavar="SIZE", default="4G", show_default=True, help="Disk.")
+@click.option("--cpus", type=int, help="Virtual CPUs (default 1).")
+@click.option("--memory", metavar="SIZE", help="Memory (default 512M).")
+@click.option("--disk", metavar="SIZE", help="Disk (default 4G).")
+@click.option(
+    "--template",
+    metavar="NAME",
+    shell_complete=complete_template,
+    help="Instant clones of this template, instead of a shape.",
+)
 @common_options
 @pass_session
-def fit(session: Session, cpus: int, memory: str, disk: str) -> None:
-    """Tell how many more VMs of a shape fit, and what stops the next one."""
-    found = session.client.fit({"cpus": cpus, "memory": memory, "disk": disk})
+def fit(
+    session: Session, cpus: int | None, memory: str | None, disk: str | None, template: str | None
+) -> None:
+    """Tell how many more VMs of a shape, or clones of a template, fit, and what stops the next."""
+    given = {"cpus": cpus, "memory": memory, "disk": disk}
+    given = {key: value for key, value in given.items() if value is not None}
+    if template is not None and given:
+        raise click.UsageError("--template says the shape: no --cpus, --memory or --disk with it.")
+    shape = {**_SHAPE, **given} if template is None else {"template": template}
+    found = session.client.fit(shape)
     if session.out.as_json:
         session.out.json(found)
         return
-    noun = "VM" if found["count"] == 1 else "VMs"
-    shape = f"{cpus} vCPU, {memory} memory, {disk} disk"
-    session.out.line(f"{found['count']} more {noun} fit ({shape} each).")
-    session.out.line(_what_stops(found))
-    session.out.line()
+    for line in (_how_many(found["count"], shape), _what_stops(found), *_costs(found), ""):
+        session.out.line(line)
     rows = [
         (
             room["resource"],
@@ -141,6 +199,35 @@ def fit(session: Session, cpus: int, memory: str, disk: str) -> None:
         for room in found["rooms"]
     ]
     session.out.table(("RESOURCE", ">CAPACITY", ">USED", ">FREE", ">FITS"), rows)
+
+
+def _how_many(count: int, shape: Mapping[str, object]) -> str:
+    plural, verb = ("", "fits") if count == 1 else ("s", "fit")
+    if "template" in shape:
+        return f"{count} more clone{plural} of {shape['template']} {verb}."
+    each = f"{shape['cpus']} vCPU, {shape['memory']} memory, {shape['disk']} disk each"
+    return f"{count} more VM{plural} {verb} ({each})."
+
+
+def _costs(found: FitWire) -> list[str]:
+    """Return what one more costs, and how the policy counts it."""
+    lines = []
+    now, most = found.get("cost_now"), found.get("cost_most")
+    if now is not None and most is not None:
+        lines.append(
+            f"One more takes {format_size(now)} of memory now (measured) and can come to take"
+            f" {format_size(most)}."
+        )
+    elif most is not None:
+        lines.append(f"One more can come to take {format_size(most)} of memory.")
+    policy = found.get("policy")
+    if policy == "shared":
+        lines.append(
+            "Policy SHARED: that is not kept for each; more memory may be sold than there is."
+        )
+    elif policy == "guaranteed" and most is not None:
+        lines.append("Policy guaranteed: all that it can come to take is kept for it.")
+    return lines
 
 
 def _what_stops(found: FitWire) -> str:

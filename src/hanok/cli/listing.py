@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from hanok.cli.base import Example, Session, common_options, complete_vm, pass_s
 from hanok.cli.output import Cell, Output, state_cell
 from hanok.units import format_size
 
+_NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,8})", re.A)
+_SHORTEST_SPAN = 3
+
 if TYPE_CHECKING:
     from hanok.model.views import PortView, VmDetail, VmView
 
@@ -19,11 +23,12 @@ if TYPE_CHECKING:
 @click.command(
     "list",
     cls=Example,
-    examples=("hanok list", "hanok list --json | jq -r '.[].name'"),
+    examples=("hanok list", "hanok list --wide", "hanok list --json | jq -r '.[].name'"),
 )
+@click.option("-w", "--wide", is_flag=True, help="Also show templates, times to ready and stacks.")
 @common_options
 @pass_session
-def list_vms(session: Session) -> None:
+def list_vms(session: Session, wide: bool) -> None:
     """List the VMs of this host."""
     vms = session.client.vms()
     if session.out.as_json:
@@ -31,12 +36,12 @@ def list_vms(session: Session) -> None:
     elif not vms:
         session.out.line("No VMs yet. Make one: hanok run micro --name first")
     else:
-        print_vms(session.out, vms)
+        print_vms(session.out, vms, wide=wide)
 
 
-def print_vms(out: Output, vms: Sequence[VmView]) -> None:
-    """Print a table of ``vms`` and why those that failed did."""
-    titles = (
+def print_vms(out: Output, vms: Sequence[VmView], *, wide: bool = False) -> None:
+    """Print a table of ``vms`` and why those that failed did; more columns when ``wide``."""
+    titles: tuple[str, ...] = (
         "NAME",
         "STATE",
         "IMAGE",
@@ -47,27 +52,39 @@ def print_vms(out: Output, vms: Sequence[VmView]) -> None:
         "ADDRESS",
         "PORTS",
     )
-    out.table(
-        titles,
-        [
-            (
-                vm["name"],
-                state_cell(vm["state"]),
-                vm["image"],
-                hypervisor_of(vm),
-                vm["mode"],
-                str(vm["cpus"]),
-                format_size(vm["memory"]),
-                ", ".join(vm["addresses"]) or "-",
-                ports_of(vm["ports"]) or "-",
-            )
-            for vm in vms
-        ],
-    )
+    rows = [_row(vm) for vm in vms]
+    if wide:
+        titles = (*titles, ">READY", "STACK", "TEMPLATE")
+        rows = [(*row, *_more(vm)) for row, vm in zip(rows, vms, strict=True)]
+    out.table(titles, rows)
     for vm in vms:
         if vm["state"] == "failed" and vm["reason"]:
             out.line()
             out.pairs([(f"{vm['name']} failed:", vm["reason"])])
+
+
+def _row(vm: VmView) -> tuple[Cell | str, ...]:
+    return (
+        vm["name"],
+        state_cell(vm["state"]),
+        vm["image"],
+        hypervisor_of(vm),
+        vm["mode"],
+        str(vm["cpus"]),
+        format_size(vm["memory"]),
+        ", ".join(vm["addresses"]) or "-",
+        ports_of(vm["ports"]) or "-",
+    )
+
+
+def _more(vm: VmView) -> tuple[str, ...]:
+    kind = vm["clone"]
+    template = vm["template"] or "-"
+    return (
+        seconds(vm["ready_seconds"]) or "-",
+        vm["stack"] or "-",
+        template if kind is None else f"{template} ({kind})",
+    )
 
 
 def hypervisor_of(vm: VmView) -> str:
@@ -95,6 +112,34 @@ def when(value: float | None) -> str | None:
     return None if not value else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
 
 
+def when_shortly(value: float) -> str:
+    """Return a moment as short as can be: the time of today, else the date."""
+    moment, today = time.localtime(value), time.localtime()
+    return time.strftime("%H:%M" if moment[:3] == today[:3] else "%Y-%m-%d", moment)
+
+
+def spans(names: Sequence[str]) -> list[str]:
+    """Return ``names`` with runs of numbers put together: ``web-1 to web-100``, ``db``."""
+    runs: list[list[str]] = []
+    for name in names:
+        if runs and _follows(runs[-1][-1], name):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    found: list[str] = []
+    for run in runs:
+        found += [f"{run[0]} to {run[-1]}"] if len(run) >= _SHORTEST_SPAN else run
+    return found
+
+
+def _follows(name: str, after: str) -> bool:
+    """Return whether ``after`` is ``name`` with the next number at its end."""
+    first, second = _NUMBERED.fullmatch(name), _NUMBERED.fullmatch(after)
+    if first is None or second is None:
+        return False
+    return first[1] == second[1] and int(first[2]) + 1 == int(second[2])
+
+
 @click.command("show", cls=Example, examples=("hanok show web", "hanok show web --json"))
 @click.argument("name", shell_complete=complete_vm)
 @common_options
@@ -119,6 +164,7 @@ def print_vm(out: Output, vm: VmDetail) -> None:
             ("wanted", vm["wanted"]),
             ("uuid", vm["uuid"]),
             ("stack", vm["stack"]),
+            ("clone of", _clone(vm)),
             ("image", f"{vm['image']} ({vm['image_id']})" if vm["image_id"] else vm["image"]),
             ("packages", " ".join(vm["packages"]) or None),
             ("hypervisor", f"{hypervisor_of(vm)}, mode {vm['mode']}, isolation {vm['isolation']}"),
@@ -129,10 +175,12 @@ def print_vm(out: Output, vm: VmDetail) -> None:
             ("networks", "\n".join(_nics(vm)) or None),
             ("ports", ports_of(vm["ports"]) or None),
             ("ready check", _ready(vm)),
+            ("came up", vm["boot"]),
             ("ready after", seconds(vm["ready_seconds"])),
             ("created", when(vm["created"])),
             ("started", when(vm["started"])),
-            ("process", _process(vm)),
+            ("process", None if vm["pid"] is None else f"pid {vm['pid']}"),
+            ("uses", _usage(vm)),
             ("evidence", "\n".join(_evidence(vm)) or None),
         ]
     )
@@ -150,15 +198,28 @@ def _ready(vm: VmDetail) -> str | None:
     return None
 
 
-def _process(vm: VmDetail) -> str | None:
-    if vm["pid"] is None:
+def _clone(vm: VmDetail) -> str | None:
+    kind = vm["clone"]
+    if kind is None:
         return None
-    parts = [f"pid {vm['pid']}"]
-    if vm["resident"] is not None:
-        parts.append(f"{format_size(vm['resident'])} resident")
+    return f"{vm['template'] or 'a template that is gone'} ({kind})"
+
+
+def _usage(vm: VmDetail) -> str | None:
+    """Return what the VM takes of the host now.
+
+    Its share of the memory is what is its own, and its part of what it shares with other VMs.
+    """
+    parts = []
+    resident, share = vm["resident"], vm["proportional"]
+    if share is not None:
+        beside = "" if resident is None else f"; {format_size(resident)} resident"
+        parts.append(f"{format_size(share)} of memory (its share{beside})")
+    elif resident is not None:
+        parts.append(f"{format_size(resident)} of memory resident")
     if vm["cpu_seconds"] is not None:
         parts.append(f"{vm['cpu_seconds']:.1f} CPU-seconds")
-    return ", ".join(parts)
+    return ", ".join(parts) or None
 
 
 def _evidence(vm: VmDetail) -> list[str]:

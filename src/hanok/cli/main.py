@@ -35,6 +35,10 @@ _SECTIONS = {
         "resume": Lazy("machines", "resume", "Let paused VMs go on."),
         "delete": Lazy("machines", "delete", "Delete VMs and their disks (also: rm)."),
     },
+    "Templates and clones": {
+        "template": Lazy("templates", "template", "Freeze VMs as templates; list and delete them."),
+        "clone": Lazy("clone", "clone", "Make VMs of a template, running at once."),
+    },
     "Guests": {
         "exec": Lazy("execute", "execute", "Run a command in a guest."),
         "ssh": Lazy("ssh", "ssh", "Log in to a guest by SSH."),
@@ -61,6 +65,8 @@ _EXAMPLES = (
     "hanok run micro --name first           # a small machine, ready in seconds",
     "hanok exec first -- uname -a           # run something in it",
     "hanok list                             # what runs here",
+    "hanok template create t --from first   # freeze it; it goes on",
+    "hanok clone t --count 9 --name n-{n}   # nine more like it, at once",
     "hanok delete --force first             # and gone",
     "hanok up examples/three-servers.yaml   # several machines from one file",
 )

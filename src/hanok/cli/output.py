@@ -190,7 +190,7 @@ def _narrow(widths: list[int], room: int) -> None:
 def _fold_row(
     row: Sequence[Cell], widths: Sequence[int], right: Sequence[bool]
 ) -> list[list[Cell]]:
-    folded = [_fold(cell.text, width) for cell, width in zip(row, widths, strict=True)]
+    folded = [fold(cell.text, width) for cell, width in zip(row, widths, strict=True)]
     height = max((len(parts) for parts in folded), default=0)
     lines = []
     for at in range(height):
@@ -204,8 +204,8 @@ def _fold_row(
     return lines
 
 
-def _fold(text: str, width: int) -> list[str]:
-    """Cut ``text`` into parts of ``width``, after a space or comma where there is one."""
+def fold(text: str, width: int) -> list[str]:
+    """Return ``text`` cut into parts of ``width``, after a space or comma where there is one."""
     parts = []
     while len(text) > width:
         cut = max(text.rfind(" ", 0, width + 1), text.rfind(",", 0, width) + 1)

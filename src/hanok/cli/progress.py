@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -126,18 +127,35 @@ class _Silent:
 
 
 class _Lines:
-    """A line for each new message, so that a log shows how far it came."""
+    """A line for each new message, so that a log shows how far it came.
+
+    Of messages that only count (``37 of 100 ready``) one for each tenth: not a thousand lines.
+    """
 
     def __init__(self, out: Output) -> None:
         self._out = out
         self._last: dict[str, str] = {}
+        self._tenth: dict[str, int] = {}
 
     def show(self, operation: OperationWire) -> None:
         """Print the message when it is new."""
-        message = operation["message"]
-        if message and self._last.get(operation["id"]) != message:
-            self._last[operation["id"]] = message
-            self._out.note(f"{title_of(operation)}: {printable(message)}")
+        ident, message = operation["id"], operation["message"]
+        if not message or self._last.get(ident) == message or self._is_too_soon(operation):
+            return
+        self._last[ident] = message
+        self._out.note(f"{title_of(operation)}: {printable(message)}")
+
+    def _is_too_soon(self, operation: OperationWire) -> bool:
+        """Return whether a count has not come to its next tenth."""
+        fraction = operation["fraction"]
+        is_count = re.match(r"[0-9]+ of [0-9]+\b", operation["message"]) is not None
+        if fraction is None or not is_count or operation["state"] in FINAL_STATES:
+            return False
+        tenth = int(fraction * 10 + 1e-9)
+        if self._tenth.get(operation["id"]) == tenth:
+            return True
+        self._tenth[operation["id"]] = tenth
+        return False
 
 
 class _Bars:

@@ -68,6 +68,7 @@ _LARGEST_USER_DATA = 128 * 1024
 @click.option(
     "--ready-timeout", type=float, metavar="SECONDS", help="Failed when not ready by then."
 )
+@click.option("--cold", is_flag=True, help="Boot it, even where a warm template is at hand.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
 @common_options
 @pass_session
@@ -87,9 +88,14 @@ def run(
     ready_url: str | None,
     ready_command: str | None,
     ready_timeout: float | None,
+    cold: bool,
     no_wait: bool,
 ) -> None:
-    """Create a VM from IMAGE, start it, and wait until it is ready."""
+    """Create a VM from IMAGE, start it, and wait until it is ready.
+
+    The first run of an image and shape leaves a warm template behind; later ones go on from it
+    instead of booting, where they can. "hanok show" tells how a VM came up.
+    """
     ready = {
         "port": ready_port,
         "url": ready_url,
@@ -106,6 +112,7 @@ def run(
         "packages": list(packages) or None,
         "user_data": None if user_data is None else read_user_data(user_data),
         "ready": {key: value for key, value in ready.items() if value is not None} or None,
+        "cold": cold or None,
     }
     spec = {key: value for key, value in fields.items() if value is not None}
     operation = session.client.run({"name": name, "image": image, **spec})

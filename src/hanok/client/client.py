@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NetworkView,
         SshView,
         StackView,
+        TemplateView,
         VmDetail,
         VmView,
     )
@@ -81,7 +82,7 @@ class Client:
         return self._operation("POST", "host/probe")
 
     def fit(self, shape: Mapping[str, object]) -> FitWire:
-        """Return how many more VMs of ``shape`` (cpus, memory, disk) fit."""
+        """Return how many more VMs of ``shape`` (cpus, memory, disk, or a template) fit."""
         return cast(FitWire, self._call("POST", "fit", shape))
 
     # VMs
@@ -106,6 +107,31 @@ class Client:
         """Delete a VM, a running one only by ``force``. Raises NotFound, Conflict."""
         flag = "true" if force else "false"
         return self._operation("DELETE", f"vms/{_segment(name)}", query={"force": flag})
+
+    # Templates and clones
+
+    def templates(self) -> list[TemplateView]:
+        """Return every template."""
+        return cast("list[TemplateView]", self._call("GET", "templates"))
+
+    def template(self, name: str) -> TemplateView:
+        """Return the template called ``name`` (or with that id). Raises NotFound."""
+        return cast("TemplateView", self._call("GET", f"templates/{_segment(name)}"))
+
+    def create_template(self, name: str, source: str) -> OperationWire:
+        """Freeze the VM ``source`` as a template. Raises InvalidInput, NotFound, Conflict."""
+        return self._operation("POST", "templates", {"name": name, "source": source})
+
+    def delete_template(self, name: str) -> None:
+        """Delete a template. Raises NotFound, and Conflict that names its clones."""
+        self._call("DELETE", f"templates/{_segment(name)}")
+
+    def clone(self, wanted: Mapping[str, object]) -> OperationWire:
+        """Make VMs of a template; all of them or none.
+
+        Raises InvalidInput, NotFound, Conflict, NotAdmitted.
+        """
+        return self._operation("POST", "clones", wanted)
 
     # Guests
 

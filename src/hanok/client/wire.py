@@ -6,7 +6,7 @@ does not pay 70 ms a command to load them. A test compares these shapes with the
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 FINAL_STATES = frozenset({"done", "failed", "cancelled"})
 
@@ -61,13 +61,20 @@ class RoomWire(TypedDict):
 
 
 class FitWire(TypedDict):
-    """How many more VMs of a shape fit; see hanok.model.host.Fit."""
+    """How many more VMs of a shape fit; see hanok.model.host.Fit.
+
+    ``cost_now`` is what one more clone of a template costs, measured, ``cost_most`` what it can
+    come to cost; both are bytes of memory.
+    """
 
     count: int
     limit: str
     missing: int
     by_resource: dict[str, int]
     rooms: list[RoomWire]
+    policy: NotRequired[str]
+    cost_now: NotRequired[int | None]
+    cost_most: NotRequired[int | None]
 
 
 class VersionWire(TypedDict):
