@@ -16,7 +16,6 @@ from hanok.model.host import Fit, Room
 from hanok.model.operation import Event, Operation, OperationState, Problem
 from tests.cli import recorded
 
-
 # What a daemon may leave out.
 _NEW = {"policy", "cost_now", "cost_most"}
 
