@@ -7,6 +7,9 @@ Each text that comes from outside ends as one value of one argument: in options 
 The layout of devices is fixed, so that a machine looks the same at each start: in mode para
 disks are PCI slots 8 to 15 and network cards 16 to 23; in mode full disks are the ports of the
 built-in AHCI controller. Sources: qemu(1), docs/interop/qemu-qmp-ref, hw/i386/pc_q35.c.
+
+A clone and the loader of its template (see freeze.py) have the same devices as any other machine;
+only what is behind them differs: the RAM is a file, and the state of the devices comes in.
 """
 
 from __future__ import annotations
@@ -61,12 +64,18 @@ def default_tcg_buffer(memory: int) -> int:
 
 
 def build_argv(
-    machine: Machine, platform: Platform, taps: Sequence[int] = (), emulator: str = "qemu"
+    machine: Machine,
+    platform: Platform,
+    taps: Sequence[int] = (),
+    emulator: str = "qemu",
+    *,
+    load_into: int | None = None,
 ) -> list[str]:
     """Return the arguments, program first, that run ``machine``; ``taps`` as in Hypervisor.start.
 
-    Raises InvalidInput when the machine cannot be said to QEMU (too many disks or cards, a
-    character that no argument may hold, taps that do not match the cards).
+    ``load_into`` makes it a loader: its RAM is that memfd, shared, and it waits to be sent another
+    machine's state. Raises InvalidInput when the machine cannot be said to QEMU (too many disks or
+    cards, a character that no argument may hold, taps that do not match the cards).
     """
     _check(machine, taps)
     argv = [
@@ -76,7 +85,7 @@ def build_argv(
         *("-uuid", machine.uuid),
         *("-pidfile", str(machine.folder / PID_FILE)),
         *_processor(machine, platform),
-        *_memory(machine.memory),
+        *_memory(machine.memory, _backing(machine, load_into)),
         *_monitor(machine.folder),
         *_console(machine.folder),
         *_kernel(machine),
@@ -88,7 +97,9 @@ def build_argv(
     if machine.mode is Mode.PARA:
         argv += _para_devices()
     if machine.agent:
-        argv += _agent(machine.folder, machine.mode)
+        argv += _agent(machine.folder, machine.mode, loader=load_into is not None)
+    if machine.frozen is not None or load_into is not None:
+        argv += ["-S", "-incoming", "defer"]
     return [_checked(argument) for argument in argv]
 
 
@@ -107,8 +118,8 @@ def build_probe_argv(
         emulator,
         *_base(Mode.PARA, platform.machine_type, platform),
         *_accelerator(platform, default_tcg_buffer(memory)),
-        *("-cpu", _cpu(Mode.PARA, platform)),
-        *_memory(memory),
+        *("-cpu", guest_cpu(Mode.PARA, platform)),
+        *_memory(memory, _PLAIN),
         *("-chardev", _options({"id": "console", "fd": str(console)}, "socket")),
         *("-device", "isa-serial,id=serial0,chardev=console,index=0"),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
@@ -195,21 +206,42 @@ def _processor(machine: Machine, platform: Platform) -> list[str]:
     buffer = machine.tcg_buffer or default_tcg_buffer(machine.memory)
     return [
         *_accelerator(platform, buffer),
-        *("-cpu", _cpu(machine.mode, platform)),
+        *("-cpu", guest_cpu(machine.mode, platform)),
         *("-smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"),
     ]
 
 
-def _cpu(mode: Mode, platform: Platform) -> str:
+def guest_cpu(mode: Mode, platform: Platform) -> str:
+    """Return the CPU model that guests in ``mode`` get."""
     row = platform.architecture
     if platform.accelerator != "kvm":
         return row.cpu_translated
     return row.cpu_para if mode is Mode.PARA else row.cpu_full
 
 
-def _memory(memory: int) -> list[str]:
+# All three back ends have the same id, so that the block of RAM has the same name: it is named in
+# the state of the devices.
+_PLAIN = "memory-backend-ram,id=ram,size={size}"
+_FILE = "memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{fd},share={share}"
+
+
+def _backing(machine: Machine, load_into: int | None) -> str:
+    """Return the object behind the RAM, all but its size said."""
+    if load_into is not None:
+        return _FILE.format(size="{size}", fd=load_into, share="on")
+    if machine.frozen is not None:
+        return _FILE.format(size="{size}", fd=machine.frozen.memory, share="off")
+    return _PLAIN
+
+
+def _memory(memory: int, backing: str) -> list[str]:
     size = f"{_mebibytes(memory)}M"
-    return ["-m", f"size={size}", "-object", f"memory-backend-ram,id=ram,size={size}"]
+    return ["-m", f"size={size}", "-object", backing.format(size=size)]
+
+
+def ram_size(memory: int) -> int:
+    """Return the bytes of RAM that a machine of ``memory`` bytes really has: whole MiB."""
+    return _mebibytes(memory) * MIB
 
 
 def _mebibytes(size: int) -> int:
@@ -225,8 +257,12 @@ def _console(folder: Path) -> list[str]:
     return [*_listener("console", folder / CONSOLE_SOCKET), "-device", serial]
 
 
-def _agent(folder: Path, mode: Mode) -> list[str]:
+def _agent(folder: Path, mode: Mode, *, loader: bool) -> list[str]:
     listener = _listener("agent", folder / AGENT_SOCKET)
+    if loader:
+        # A port whose host side is not as open as it was for the guest makes QEMU tell the guest,
+        # and the guest's agent pause. A file counts as open.
+        listener = ["-chardev", "file,id=agent,path=/dev/null"]
     if mode is Mode.FULL:
         return [*listener, "-device", "isa-serial,id=serial1,chardev=agent,index=1"]
     return [

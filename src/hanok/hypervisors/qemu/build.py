@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -17,12 +18,14 @@ _VERSION = re.compile(r"version (?P<version>\d+\.\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class QemuBuild:
-    """An installed QEMU: ``version`` is 7.2.22, ``text`` its whole first line."""
+    """An installed QEMU: ``version`` is 7.2.22, ``text`` its whole first line, ``digest`` the
+    program's sha256."""
 
     version: str
     text: str
     machine_type: str
     sandbox: bool
+    digest: str = ""
 
 
 async def read_build(runner: Runner, emulator: str, architecture: Architecture) -> QemuBuild:
@@ -31,11 +34,12 @@ async def read_build(runner: Runner, emulator: str, architecture: Architecture) 
     Raises HostError when it is missing or has no versioned machine type of this architecture.
     """
     program = require_program(emulator, architecture.package)
-    version, machines, sandbox = await asyncio.gather(
+    version, machines, sandbox, digest = await asyncio.gather(
         runner.run([program, "--version"], timeout=_LIMIT),
         runner.run([program, "-machine", "help"], timeout=_LIMIT),
         # Options are read in order: an unknown -sandbox ends QEMU before --version does.
         runner.run([program, "-sandbox", SANDBOX, "--version"], timeout=_LIMIT, check=False),
+        asyncio.to_thread(_digest, program),
     )
     text = version.stdout.decode("utf-8", "replace").partition("\n")[0].strip()
     match = _VERSION.search(text)
@@ -46,7 +50,16 @@ async def read_build(runner: Runner, emulator: str, architecture: Architecture) 
             machines.stdout.decode("utf-8", "replace"), architecture.machine_prefix
         ),
         sandbox=sandbox.returncode == 0,
+        digest=digest,
     )
+
+
+def _digest(program: str) -> str:
+    try:
+        with open(program, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise HostError(f"{program} cannot be read: {error.strerror}") from error
 
 
 def newest_machine_type(listing: str, prefix: str) -> str:

@@ -15,8 +15,16 @@ from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
 from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.optional import Stream
 from hanok.hypervisors.qemu.arch import find_architecture
-from hanok.hypervisors.qemu.argv import Platform, build_argv
+from hanok.hypervisors.qemu.argv import Platform, build_argv, ram_size
 from hanok.hypervisors.qemu.build import QemuBuild, read_build
+from hanok.hypervisors.qemu.fingerprint import fingerprint
+from hanok.hypervisors.qemu.freeze import (
+    LOADER_KIND,
+    WhilePaused,
+    freeze_obstacle,
+    freeze_process,
+    load_frozen,
+)
 from hanok.hypervisors.qemu.overhead import overhead
 from hanok.hypervisors.qemu.probe import AccelerationProbe, GuestProvider, account_with_kvm
 from hanok.hypervisors.qemu.process import (
@@ -35,6 +43,14 @@ _MODES = (Mode.FULL, Mode.PARA)
 _NOBODY = 65534
 _KVM = Path("/dev/kvm")
 _ADOPT_LIMIT = 10.0
+
+
+def _check_account(machine: Machine) -> None:
+    if machine.account is None and os.geteuid() == 0:
+        raise HypervisorError(
+            f"{machine.name} has no account to run as, and QEMU never runs as root",
+            hint="give the machine an unprivileged account",
+        )
 
 
 class QemuHypervisor:
@@ -140,25 +156,31 @@ class QemuHypervisor:
 
     async def start(self, machine: Machine, taps: tuple[int, ...] = ()) -> None:
         """See Hypervisor.start. Raises InvalidInput too, for what cannot be said to QEMU."""
-        if machine.account is None and os.geteuid() == 0:
-            raise HypervisorError(
-                f"{machine.name} has no account to run as, and QEMU never runs as root",
-                hint="give the machine an unprivileged account",
-            )
-        facts = await self.probe()
-        async with self._locks[machine.uuid]:
+        _check_account(machine)
+        platform = await self._platform()
+        async with self._locks[machine.uuid], contextlib.AsyncExitStack() as undo:
             if await self._find(machine) is not None:
                 return
-            build = await self._current_build()
-            platform = Platform(
-                find_architecture(), facts.accelerator, build.machine_type, build.sandbox
-            )
-            argv = build_argv(machine, platform, taps, self._emulator)
-            account = self._account(machine, facts.accelerator)
+            frozen = machine.frozen
+            passed = (*taps, frozen.memory, frozen.state) if frozen is not None else taps
             process = await start_process(
-                self._runner, machine, argv, home=self._home, account=account, taps=taps
+                self._runner,
+                machine,
+                build_argv(machine, platform, taps, self._emulator),
+                home=self._home,
+                account=self._account(machine, platform.accelerator),
+                pass_fds=passed,
             )
+            undo.push_async_callback(process.kill)
+            if frozen is not None:
+                await load_frozen(process, frozen)
+            undo.pop_all()
             self._keep(process)
+
+    async def _platform(self) -> Platform:
+        facts = await self.probe()
+        build = await self._current_build()
+        return Platform(find_architecture(), facts.accelerator, build.machine_type, build.sandbox)
 
     def _account(self, machine: Machine, accelerator: str) -> Account | None:
         if machine.account is None or accelerator != "kvm":
@@ -242,15 +264,11 @@ class QemuHypervisor:
 
     async def pause(self, uuid: str) -> None:
         """See Hypervisor.pause."""
-        await self._running(uuid).execute("stop")
+        await self._running(uuid).pause()
 
     async def resume(self, uuid: str) -> None:
         """See Hypervisor.resume. Raises HypervisorError for a guest that has crashed."""
-        process = self._running(uuid)
-        if await process.state() is RunState.CRASHED:
-            why = await process.explain() or "the guest crashed"
-            raise HypervisorError(f"it cannot go on: {why}", hint="restart it")
-        await process.execute("cont")
+        await self._running(uuid).resume()
 
     async def state(self, uuid: str) -> RunState:
         """See Hypervisor.state."""
@@ -288,6 +306,49 @@ class QemuHypervisor:
     async def open_agent(self, uuid: str) -> Stream:
         """See HasAgentChannel.open_agent."""
         return await self._running(uuid).open_agent()
+
+    # --- freezing ---------------------------------------------------------------------------
+
+    def freeze_obstacle(self, machine: Machine) -> str | None:
+        """See CanFreeze.freeze_obstacle."""
+        return freeze_obstacle(machine)
+
+    async def fingerprint(self) -> str:
+        """See CanFreeze.fingerprint."""
+        return fingerprint(await self._platform(), await self._current_build())
+
+    async def freeze(
+        self,
+        uuid: str,
+        loader: Machine,
+        taps: tuple[int, ...],
+        memory: int,
+        state: int,
+        while_paused: WhilePaused,
+    ) -> None:
+        """See CanFreeze.freeze. ``memory`` is given the RAM's size if it has another.
+
+        The loader is a process of kind ``loader``: a daemon that dies meanwhile leaves it.
+        """
+        source = self._running(uuid)
+        _check_account(loader)
+        if (obstacle := freeze_obstacle(loader)) is not None:
+            raise HypervisorError(f"{loader.name} cannot be frozen: {obstacle}")
+        platform = await self._platform()
+        os.ftruncate(memory, ram_size(loader.memory))
+
+        async def start_loader(receiver: int) -> QemuProcess:
+            return await start_process(
+                self._runner,
+                loader,
+                build_argv(loader, platform, taps, self._emulator, load_into=memory),
+                home=self._home,
+                account=self._account(loader, platform.accelerator),
+                pass_fds=(*taps, memory, receiver),
+                kind=LOADER_KIND,
+            )
+
+        await freeze_process(source, start_loader, state, while_paused)
 
     async def close(self) -> None:
         """See Hypervisor.close."""

@@ -6,12 +6,19 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from qemu.qmp import QMPError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from hanok.errors import AgentUnavailable, HypervisorError, TimedOut
 from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
@@ -24,11 +31,13 @@ from hanok.hypervisors.qemu.argv import (
     QMP_SOCKET,
 )
 from hanok.hypervisors.qemu.log import last_words, start_log, trim_log
+from hanok.hypervisors.qemu.migration import Migration
 from hanok.hypervisors.qemu.qmp import QmpConnection, connect_to
 from hanok.proc import Account, Owner, Runner, wait_for_exit
 
 Notify = Callable[[MachineEvent], None]
 Gone = Callable[["QemuProcess"], None]
+_Result = TypeVar("_Result")
 
 OWNER_KIND = "vm"
 # Sockets 0600: bind() makes them with all permissions but those of the umask.
@@ -76,6 +85,12 @@ class QemuProcess:
         # Taken before the process can be reaped: a signal never hits a stranger with its pid.
         self._pidfd = os.pidfd_open(pid)
         self._qmp = QmpConnection(machine.folder / QMP_SOCKET, pid, self._on_event)
+        self.migration = Migration(self)
+        # Who stops or lets go the vCPUs: one at a time.
+        self._clock = asyncio.Lock()
+        self.freezing = asyncio.Lock()
+        self._held = False
+        self._kept_agent: Stream | None = None
         self._notify: Notify | None = None
         self._gone: Gone | None = None
         self._killed = False
@@ -98,26 +113,32 @@ class QemuProcess:
 
         Raises HypervisorError with QEMU's last words when it ends first.
         """
-        connecting = asyncio.ensure_future(self._connect(limit))
+        await self.or_its_end(self._connect(limit))
+
+    async def or_its_end(self, work: Awaitable[_Result]) -> _Result:
+        """Return what ``work`` does, or raise HypervisorError once the process has ended."""
+        working = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self.exited.wait())
         try:
-            await asyncio.wait({connecting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
             if self.exited.is_set():
-                raise self._ended_early()
+                raise self._ended()
             try:
-                await connecting
+                return await working
             except HypervisorError:
                 if await self._ends_soon():
-                    raise self._ended_early() from None
+                    raise self._ended() from None
                 raise
         finally:
-            for task in (connecting, gone):
+            for task in (working, gone):
                 task.cancel()
-            await asyncio.gather(connecting, gone, return_exceptions=True)
+            await asyncio.gather(working, gone, return_exceptions=True)
 
-    def _ended_early(self) -> HypervisorError:
+    def _ended(self) -> HypervisorError:
+        if self._killed:
+            return HypervisorError(f"{self._name} was killed meanwhile")
         return HypervisorError(
-            f"QEMU ended while it started {self._name}: {self._last_words()}",
+            f"QEMU of {self._name} ended: {self._last_words()}",
             hint=f"its whole output is in {self._folder / LOG_FILE}",
         )
 
@@ -167,9 +188,70 @@ class QemuProcess:
         """Return why the machine is paused or crashed; empty when there is nothing to say."""
         return "" if self.exited.is_set() else _REASONS.get(await self.status(), "")
 
-    async def execute(self, command: str) -> None:
-        """Run a QMP command without arguments. Raises HypervisorError."""
-        await self._qmp.execute(command)
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Return what a QMP command answers. Raises HypervisorError."""
+        return await self._qmp.execute(command, arguments)
+
+    async def give(self, name: str, descriptor: int) -> None:
+        """Hand a descriptor to QEMU under a name. Raises HypervisorError."""
+        await self._qmp.give(name, descriptor)
+
+    # --- its vCPUs --------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises HypervisorError."""
+        async with self._clock:
+            await self.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on. Raises HypervisorError for a guest that has crashed."""
+        async with self._clock:
+            if await self.state() is RunState.CRASHED:
+                why = await self.explain() or "the guest crashed"
+                raise HypervisorError(f"it cannot go on: {why}", hint="restart it")
+            await self.execute("cont")
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Hold the vCPUs for a while, disks flushed; nobody is told.
+
+        Whatever happens, those that ran go on. Raises HypervisorError for a machine that neither
+        runs nor is paused.
+        """
+        async with self._clock:
+            before = await self.status()
+            self._held = True
+            try:
+                if before == "running":
+                    await self.execute("stop")
+                await self._check_still()
+                yield
+            finally:
+                await to_its_end(self._let_go(ran=before == "running"))
+
+    async def _check_still(self) -> None:
+        now = await self.status()
+        if now not in ("paused", "postmigrate"):
+            why = _REASONS.get(now, f"it is in state {now}")
+            raise HypervisorError(f"{self._name} cannot be stopped for a moment: {why}")
+
+    async def _let_go(self, *, ran: bool) -> None:
+        """End what is still sent and let the vCPUs go on; a dead process needs neither."""
+        try:
+            await self.migration.end()
+            if ran:
+                await self.execute("cont")
+        except HypervisorError as error:
+            if not await self._ends_soon():
+                self._stopped = True
+                self._emit("paused", error.message)
+        finally:
+            self._held = False
+
+    async def check_alive(self) -> None:
+        """Raise HypervisorError with QEMU's last words when the process has ended or just does."""
+        if await self._ends_soon():
+            raise self._ended()
 
     async def _ends_soon(self) -> bool:
         """Whether the process is gone, or about to be: its socket closes before it ends."""
@@ -201,10 +283,36 @@ class QemuProcess:
                 f"{self._name} has no channel for a guest agent",
                 hint="use its console, or SSH",
             )
+        kept, self._kept_agent = self._kept_agent, None
+        if kept is not None and not kept.reader.at_eof():
+            return kept
         try:
             return await self.open_stream(AGENT_SOCKET)
         except HypervisorError as error:
             raise AgentUnavailable(error.message) from error
+
+    async def keep_agent(self) -> None:
+        """Connect to the agent's channel now, for the next who opens it.
+
+        Returns when the guest's port counts as open. Raises AgentUnavailable.
+        """
+        self._kept_agent = await self.open_agent()
+        waiting = AsyncRetrying(
+            stop=stop_after_delay(_CONNECT_LIMIT),
+            wait=wait_fixed(_POLL),
+            retry=retry_if_result(lambda connected: not connected),
+            retry_error_callback=lambda _: False,
+        )
+        if not await waiting(self.has_agent_client):
+            raise AgentUnavailable(f"QEMU of {self._name} opens no channel to the guest agent")
+
+    async def has_agent_client(self) -> bool:
+        """Whether somebody is connected to the agent's channel. Raises HypervisorError."""
+        answer = await self.execute("query-chardev")
+        for device in answer if isinstance(answer, list) else []:
+            if device.get("label") == "agent":
+                return not str(device.get("filename", "")).startswith("disconnected:")
+        return False
 
     def statistics(self) -> Statistics:
         """Return what the process uses (reads /proc: call it in a thread). Raises
@@ -246,8 +354,14 @@ class QemuProcess:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        self._drop_kept_agent()
         await self._qmp.close()
         self._close_pidfd()
+
+    def _drop_kept_agent(self) -> None:
+        kept, self._kept_agent = self._kept_agent, None
+        if kept is not None:
+            kept.writer.close()
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
@@ -258,6 +372,7 @@ class QemuProcess:
         await wait_for_exit(self.pid)
         await self._qmp.drain()
         await self._qmp.close()
+        self._drop_kept_agent()
         remove_files(self._folder)
         self.exited.set()
         self._close_pidfd()
@@ -295,6 +410,10 @@ class QemuProcess:
             case "RESET":
                 self._panicked = False
                 self._emit("reset", str(data.get("reason", "")))
+            case "MIGRATION":
+                self.migration.on_status(str(data.get("status", "")))
+            case "STOP" | "RESUME" if self._held:
+                pass
             case "STOP":
                 self._stopped = True
                 if self._explaining is None or self._explaining.done():
@@ -337,11 +456,12 @@ async def start_process(
     *,
     home: Path,
     account: Account | None,
-    taps: Sequence[int],
+    pass_fds: Sequence[int],
+    kind: str = OWNER_KIND,
 ) -> QemuProcess:
     """Start QEMU and return it when it answers. Leaves nothing but its log when it fails.
 
-    Raises HypervisorError, HostError.
+    ``kind`` is what its mark says that it is. Raises HypervisorError, HostError.
     """
     async with contextlib.AsyncExitStack() as undo:
         remove_files(machine.folder)
@@ -350,10 +470,10 @@ async def start_process(
         spawning = asyncio.ensure_future(
             runner.spawn(
                 argv,
-                owner=Owner(str(home), OWNER_KIND, machine.uuid),
+                owner=Owner(str(home), kind, machine.uuid),
                 output=machine.folder / LOG_FILE,
                 account=account,
-                pass_fds=taps,
+                pass_fds=pass_fds,
                 umask=_UMASK,
             )
         )
@@ -371,6 +491,20 @@ async def _surely(spawning: asyncio.Future[int], machine: Machine) -> QemuProces
     except asyncio.CancelledError:
         await QemuProcess(machine, await spawning).kill()
         raise
+
+
+async def to_its_end(work: Awaitable[_Result]) -> _Result:
+    """Return what ``work`` does, and let it come to its end even when we are cancelled."""
+    working = asyncio.ensure_future(work)
+    cancelled = False
+    while not working.done():
+        try:
+            await asyncio.wait({working})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return working.result()
 
 
 def process_uid(pid: int) -> int | None:

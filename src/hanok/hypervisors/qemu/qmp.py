@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from qemu.qmp import (
@@ -111,21 +111,25 @@ class QmpConnection:
         So a command must be one that may be repeated. Raises HypervisorError when QEMU refuses it
         or does not answer within ``timeout`` seconds.
         """
-        try:
+        with _explained(command, timeout):
             async with asyncio.timeout(timeout):
                 try:
                     return await self._execute_once(command, arguments)
                 except (ExecInterruptedError, StateError, ConnectError, OSError):
                     return await self._execute_once(command, arguments)
-        except ExecuteError as error:
-            raise HypervisorError(f"QEMU refused {command}: {error}") from error
-        except TimeoutError:
-            raise HypervisorError(
-                f"QEMU did not answer {command} within {timeout:g} s",
-                hint="it hangs, or another program holds its QMP socket",
-            ) from None
-        except (QMPError, OSError, EOFError) as error:
-            raise HypervisorError(f"QEMU cannot be reached for {command}: {error}") from error
+
+    async def give(self, name: str, descriptor: int) -> None:
+        """Hand a copy of ``descriptor`` to QEMU, which knows it as ``name`` then.
+
+        Asked only once: a descriptor that was lost with its connection is not sent again.
+        Raises HypervisorError.
+        """
+        with _explained("getfd", _EXECUTE_LIMIT):
+            async with asyncio.timeout(_EXECUTE_LIMIT):
+                await self.connect()
+                if self._client is not None:
+                    self._client.send_fd_scm(descriptor)
+                await self._execute_once("getfd", {"fdname": name})
 
     async def _execute_once(self, command: str, arguments: Mapping[str, object] | None) -> object:
         await self.connect()
@@ -151,6 +155,22 @@ class QmpConnection:
             # Why the connection ended is told by execute() or by the process's end.
             with contextlib.suppress(QMPError, OSError, EOFError):
                 await client.disconnect()
+
+
+@contextlib.contextmanager
+def _explained(command: str, timeout: float) -> Iterator[None]:
+    """Turn what can go wrong with a command into HypervisorError."""
+    try:
+        yield
+    except ExecuteError as error:
+        raise HypervisorError(f"QEMU refused {command}: {error}") from error
+    except TimeoutError:
+        raise HypervisorError(
+            f"QEMU did not answer {command} within {timeout:g} s",
+            hint="it hangs, or another program holds its QMP socket",
+        ) from None
+    except (QMPError, OSError, EOFError) as error:
+        raise HypervisorError(f"QEMU cannot be reached for {command}: {error}") from error
 
 
 def _refuse(_event: Message) -> bool:
