@@ -47,8 +47,8 @@ async def freeze_process(
 ) -> None:
     """Send ``source`` to a loader, which writes the devices to descriptor ``state``.
 
-    ``start_loader`` gets the descriptor that the loader inherits and reads the source from. Raises HypervisorError; then and when cancelled the source goes on
-    and the loader is gone.
+    ``start_loader`` gets the descriptor that the loader inherits and reads the source from.
+    Raises HypervisorError; then and when cancelled the source goes on and the loader is gone.
     """
     async with source.freezing, contextlib.AsyncExitStack() as undo:
         sender, receiver = socket.socketpair()
