@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hanok.errors import AgentUnavailable, HypervisorError, Unsupported
-from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
+from hanok.hypervisors.base import Frozen, Machine, MachineEvent, RunState, Statistics
 from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.fake_guest import FakeGuest
 from hanok.hypervisors.optional import Stream
@@ -28,6 +30,7 @@ from hanok.units import MIB
 _OVERHEAD = 32 * MIB
 _MODES = (Mode.FULL, Mode.PARA)
 _STREAM_LIMIT = 64 * MIB
+_LONGEST_STATE = 64 * 1024
 
 
 class Fault(BaseModel):
@@ -51,6 +54,7 @@ class FakeFaults(BaseModel):
     methods: dict[str, Fault] = Field(default_factory=dict)
     ignore_power_button: bool = False
     silent_agent: bool = False
+    fingerprint: str = "fake 1"
     shown_mode: Mode | None = Field(default=None, description="what guests show, whatever they run")
 
     def fail(self, method: str, error: str, *, times: int | None = None, delay: float = 0) -> None:
@@ -89,6 +93,24 @@ class _Kept(BaseModel):
 
 
 _File = TypeAdapter(dict[str, _Kept])
+
+
+class _FrozenMemory(BaseModel):
+    """What the fake writes as a guest's memory."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    name: str
+    files: dict[str, bytes]
+    digest: str = Field(default="", description="sha256 of the rest; the state's is the same")
+
+
+class _FrozenState(BaseModel):
+    """What the fake writes as the state of the devices; ``memory`` is in bytes."""
+
+    cpus: int
+    memory: int
+    digest: str
 
 
 class _Live:
@@ -170,20 +192,25 @@ class FakeHypervisor:
         """See Hypervisor.start."""
         await self._hit("start")
         self._load()
+        frozen: _FrozenMemory | None = None
         if machine.uuid not in self._machines:
-            for disk in machine.disks:
-                if not disk.path.exists():
-                    raise HypervisorError(f"the disk {disk.path} does not exist")
+            _check_disks(machine)
+            if machine.frozen is not None:
+                frozen = _read_frozen(machine, machine.frozen)
             self._machines[machine.uuid] = _Kept(
                 name=machine.name,
                 cpus=machine.cpus,
                 memory=machine.memory,
                 mode=machine.mode,
                 agent=machine.agent,
+                state=RunState.RUNNING if frozen is None else RunState.PAUSED,
                 since=time.time(),
             )
             self._save()
         self._attach(machine.uuid)
+        if frozen is not None:
+            guest = self._live[machine.uuid].guest
+            guest.name, guest.files = frozen.name, dict(frozen.files)
 
     async def adopt(self, machine: Machine) -> RunState:
         """See Hypervisor.adopt."""
@@ -300,6 +327,50 @@ class FakeHypervisor:
         serve = _stay_silent if self.faults.silent_agent else self._live[uuid].guest.serve_agent
         return await self._connect(uuid, serve)
 
+    # --- freezing ---------------------------------------------------------------------------
+
+    def freeze_obstacle(self, machine: Machine) -> str | None:
+        """See CanFreeze.freeze_obstacle: as of QEMU."""
+        if machine.mode is not Mode.PARA:
+            return f"it runs in mode {machine.mode}, and clones need mode para"
+        return None if machine.agent else "it has no channel for a guest agent"
+
+    async def fingerprint(self) -> str:
+        """See CanFreeze.fingerprint."""
+        await self._hit("fingerprint")
+        return self.faults.fingerprint
+
+    async def freeze(
+        self,
+        uuid: str,
+        loader: Machine,
+        taps: tuple[int, ...],
+        memory: int,
+        state: int,
+        while_paused: Callable[[], Awaitable[None]],
+    ) -> None:
+        """See CanFreeze.freeze: what is frozen is the guest's name and files."""
+        kept = self._kept(uuid)
+        if (obstacle := self.freeze_obstacle(loader)) is not None:
+            raise HypervisorError(f"{loader.name} cannot be frozen: {obstacle}")
+        _check_disks(loader)
+        before = kept.state
+        if before is RunState.CRASHED:
+            raise HypervisorError(f"{kept.name} has crashed and cannot be frozen")
+        kept.state = RunState.PAUSED
+        try:
+            await while_paused()
+            await self._hit("freeze")
+            _write_frozen(kept, self._live_guest(uuid, kept), memory, state)
+        finally:
+            kept.state = before
+
+    def _live_guest(self, uuid: str, kept: _Kept) -> FakeGuest:
+        """Return the guest that ran before and must run still."""
+        if uuid not in self._live or self._machines.get(uuid) is not kept:
+            raise HypervisorError(f"{kept.name} ended meanwhile")
+        return self._live[uuid].guest
+
     # --- for tests --------------------------------------------------------------------------
 
     def crash(self, uuid: str, detail: str = "the guest's kernel panicked") -> None:
@@ -358,6 +429,35 @@ class FakeHypervisor:
 async def _stay_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     while await reader.read(4096):
         pass
+
+
+def _check_disks(machine: Machine) -> None:
+    for disk in machine.disks:
+        if not disk.path.exists():
+            raise HypervisorError(f"the disk {disk.path} does not exist")
+
+
+def _write_frozen(kept: _Kept, guest: FakeGuest, memory: int, state: int) -> None:
+    content = _FrozenMemory(name=guest.name, files=guest.files)
+    content.digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()
+    os.pwrite(memory, content.model_dump_json().encode() + b"\0", 0)
+    devices = _FrozenState(cpus=kept.cpus, memory=kept.memory, digest=content.digest)
+    os.pwrite(state, devices.model_dump_json().encode(), 0)
+
+
+def _read_frozen(machine: Machine, frozen: Frozen) -> _FrozenMemory:
+    """Return what was frozen. Raises HypervisorError when it is not whole or of another shape."""
+    try:
+        text = os.pread(frozen.memory, machine.memory, 0).partition(b"\0")[0]
+        content = _FrozenMemory.model_validate_json(text)
+        devices = _FrozenState.model_validate_json(os.pread(frozen.state, _LONGEST_STATE, 0))
+    except (OSError, ValidationError) as error:
+        raise HypervisorError(f"{machine.name} cannot go on from what was frozen") from error
+    if (devices.cpus, devices.memory) != (machine.cpus, machine.memory):
+        raise HypervisorError(f"{machine.name} has another shape than what was frozen")
+    if devices.digest != content.digest:
+        raise HypervisorError("the frozen memory and the frozen devices do not belong together")
+    return content
 
 
 def _seconds_run(kept: _Kept) -> float:

@@ -15,12 +15,13 @@ from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
 from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.optional import Stream
 from hanok.hypervisors.qemu.arch import find_architecture
-from hanok.hypervisors.qemu.argv import Platform, build_argv, ram_size
+from hanok.hypervisors.qemu.argv import Platform, build_argv
 from hanok.hypervisors.qemu.build import QemuBuild, read_build
 from hanok.hypervisors.qemu.fingerprint import fingerprint
 from hanok.hypervisors.qemu.freeze import (
     LOADER_KIND,
     WhilePaused,
+    drop_zeros,
     freeze_obstacle,
     freeze_process,
     load_frozen,
@@ -34,6 +35,7 @@ from hanok.hypervisors.qemu.process import (
     read_pid_file,
     remove_files,
     start_process,
+    to_its_end,
 )
 from hanok.model.host import HypervisorFacts
 from hanok.model.vm import Mode
@@ -326,7 +328,7 @@ class QemuHypervisor:
         state: int,
         while_paused: WhilePaused,
     ) -> None:
-        """See CanFreeze.freeze. ``memory`` is given the RAM's size if it has another.
+        """See CanFreeze.freeze.
 
         The loader is a process of kind ``loader``: a daemon that dies meanwhile leaves it.
         """
@@ -335,7 +337,8 @@ class QemuHypervisor:
         if (obstacle := freeze_obstacle(loader)) is not None:
             raise HypervisorError(f"{loader.name} cannot be frozen: {obstacle}")
         platform = await self._platform()
-        os.ftruncate(memory, ram_size(loader.memory))
+        if os.fstat(memory).st_size != loader.memory:
+            raise HypervisorError(f"the file for the memory of {loader.name} has another size")
 
         async def start_loader(receiver: int) -> QemuProcess:
             return await start_process(
@@ -349,6 +352,7 @@ class QemuHypervisor:
             )
 
         await freeze_process(source, start_loader, state, while_paused)
+        await to_its_end(asyncio.to_thread(drop_zeros, memory))
 
     async def close(self) -> None:
         """See Hypervisor.close."""

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
 from hanok.errors import HypervisorError
 from hanok.hypervisors.base import Frozen, Machine
+from hanok.hypervisors.qemu.argv import ram_size
 from hanok.hypervisors.qemu.process import QemuProcess, to_its_end
 from hanok.model.vm import Mode
 
@@ -25,6 +28,8 @@ LOADER_KIND = "loader"
 # What the descriptors are called in QEMU: it takes no numbers for what it sends to.
 _SENDER = "hanok-freeze"
 _STATE = "hanok-state"
+# Bytes that are looked at together. RAM is whole MiB.
+_PIECE = 16 * 1024
 
 StartLoader = Callable[[int], Awaitable[QemuProcess]]
 WhilePaused = Callable[[], Awaitable[None]]
@@ -39,6 +44,8 @@ def freeze_obstacle(machine: Machine) -> str | None:
         )
     if not machine.agent:
         return "it has no channel for a guest agent, which gives each clone its own identity"
+    if machine.memory != ram_size(machine.memory):
+        return "its memory is not a whole number of MiB"
     return None
 
 
@@ -114,3 +121,19 @@ async def load_frozen(process: QemuProcess, frozen: Frozen) -> None:
     await process.migration.prepare(devices_only=True)
     await process.migration.take(f"fd:{frozen.state}")
     await process.or_its_end(process.migration.completed())
+
+
+def drop_zeros(memory: int) -> None:
+    """Free what is all zero in a memfd of ours (blocks): to load a page there is to allocate it.
+
+    Raises OSError.
+    """
+    zeros = bytes(_PIECE)
+    with mmap.mmap(memory, os.fstat(memory).st_size) as ram:
+        start: int | None = None
+        for offset in range(0, len(ram) + 1, _PIECE):
+            if ram[offset : offset + _PIECE] == zeros:
+                start = offset if start is None else start
+            elif start is not None:
+                ram.madvise(mmap.MADV_REMOVE, start, offset - start)
+                start = None
