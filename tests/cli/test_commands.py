@@ -77,7 +77,8 @@ def test_show_tells_the_evidence(api: StandIn, hanok: Hanok) -> None:
     assert "nic driver: virtio_net" in shown
     assert "isolation none" in shown
     assert re.search(r"^came up +booted: the image has no guest agent$", shown, re.M)
-    assert "38.1 MiB of memory (its share; 286.1 MiB resident), 12.5 CPU-seconds" in shown
+    assert "38.1 MiB of memory (its share; 286.1 MiB resident)" in shown
+    assert re.search(r"^CPU time +12\.5 s$", shown, re.M)
     assert "clone of" not in shown
 
 
@@ -95,7 +96,7 @@ def test_show_tells_what_a_clone_is_of(
     api.on("GET", "vms/web", found)
     shown = hanok("show", "web").stdout
     assert re.search(rf"^clone of +{re.escape(said)}$", shown, re.M)
-    assert "286.1 MiB of memory resident, 12.5 CPU-seconds" in shown
+    assert "286.1 MiB of memory resident" in shown
     assert "pid" not in shown
 
 
@@ -103,11 +104,11 @@ def test_a_wide_list_shows_the_templates(api: StandIn, hanok: Hanok) -> None:
     clone = recorded.vm_view("web-1", template="base", clone="instant", stack="shop")
     api.on("GET", "vms", [recorded.vm_view(), clone])
     assert "TEMPLATE" not in hanok("list").stdout
-    hanok.environ = {"COLUMNS": "140"}
+    hanok.environ = {"COLUMNS": "120"}
     lines = hanok("list", "--wide").stdout.splitlines()
-    assert lines[0].split()[-3:] == ["READY", "STACK", "TEMPLATE"]
-    assert lines[1].split()[-4:] == ["14.8", "s", "-", "-"]
-    assert lines[2].split()[-3:] == ["shop", "base", "(instant)"]
+    assert lines[0].split()[-2:] == ["READY", "TEMPLATE"]
+    assert lines[1].split()[-3:] == ["14.8", "s", "-"]
+    assert lines[2].split()[-4:] == ["14.8", "s", "base", "(instant)"]
 
 
 def test_run_sends_the_options_as_they_are(api: StandIn, hanok: Hanok, tmp_path: Path) -> None:
@@ -377,7 +378,7 @@ def test_fit_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
 def test_host_show_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
     api.on("GET", "host", recorded.HOST_SHARED)
     shown = hanok("host", "show").stdout
-    assert re.search(r"^policy +SHARED \(factor 1\.5, reserve 2 GiB\): more memory", shown, re.M)
+    assert re.search(r"^policy +SHARED \(factor 1\.5, reserve 2 GiB\): more may", shown, re.M)
     assert re.search(r"^sold +30 GiB of memory to what is up", shown, re.M)
     assert re.search(r"^used +8 GiB of it really used now$", shown, re.M)
     assert re.search(r"^shared +5 GiB saved by clones", shown, re.M)

@@ -124,7 +124,7 @@ def _policy(said: Mapping[str, Any]) -> Cell | str | None:
         *([] if reserve is None else [f"reserve {format_size(reserve)}"]),
     ]
     beside = f" ({', '.join(details)})" if details else ""
-    return Cell(f"SHARED{beside}: more memory may be sold than there is", "yellow")
+    return Cell(f"SHARED{beside}: more may be sold than there is", "yellow")
 
 
 def _isolation(isolation: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     cls=Example,
     examples=("hanok list", "hanok list --wide", "hanok list --json | jq -r '.[].name'"),
 )
-@click.option("-w", "--wide", is_flag=True, help="Also show templates, times to ready and stacks.")
+@click.option("-w", "--wide", is_flag=True, help="Also show templates and times to ready.")
 @common_options
 @pass_session
 def list_vms(session: Session, wide: bool) -> None:
@@ -54,7 +54,7 @@ def print_vms(out: Output, vms: Sequence[VmView], *, wide: bool = False) -> None
     )
     rows = [_row(vm) for vm in vms]
     if wide:
-        titles = (*titles, ">READY", "STACK", "TEMPLATE")
+        titles = (*titles, ">READY", "TEMPLATE")
         rows = [(*row, *_more(vm)) for row, vm in zip(rows, vms, strict=True)]
     out.table(titles, rows)
     for vm in vms:
@@ -82,7 +82,6 @@ def _more(vm: VmView) -> tuple[str, ...]:
     template = vm["template"] or "-"
     return (
         seconds(vm["ready_seconds"]) or "-",
-        vm["stack"] or "-",
         template if kind is None else f"{template} ({kind})",
     )
 
@@ -113,9 +112,11 @@ def when(value: float | None) -> str | None:
 
 
 def when_shortly(value: float) -> str:
-    """Return a moment as short as can be: the time of today, else the date."""
+    """Return a moment as short as can be, as ls does: 13:05 today, Sep 21, 2025-09-21."""
     moment, today = time.localtime(value), time.localtime()
-    return time.strftime("%H:%M" if moment[:3] == today[:3] else "%Y-%m-%d", moment)
+    if moment[:3] == today[:3]:
+        return time.strftime("%H:%M", moment)
+    return time.strftime("%b %d" if moment[0] == today[0] else "%Y-%m-%d", moment)
 
 
 def spans(names: Sequence[str]) -> list[str]:
@@ -180,7 +181,8 @@ def print_vm(out: Output, vm: VmDetail) -> None:
             ("created", when(vm["created"])),
             ("started", when(vm["started"])),
             ("process", None if vm["pid"] is None else f"pid {vm['pid']}"),
-            ("uses", _usage(vm)),
+            ("in use", _memory_in_use(vm)),
+            ("CPU time", seconds(vm["cpu_seconds"])),
             ("evidence", "\n".join(_evidence(vm)) or None),
         ]
     )
@@ -205,21 +207,16 @@ def _clone(vm: VmDetail) -> str | None:
     return f"{vm['template'] or 'a template that is gone'} ({kind})"
 
 
-def _usage(vm: VmDetail) -> str | None:
-    """Return what the VM takes of the host now.
+def _memory_in_use(vm: VmDetail) -> str | None:
+    """Return what the VM takes of the host's memory now.
 
-    Its share of the memory is what is its own, and its part of what it shares with other VMs.
+    Its share is what is its own, and its part of what it shares with other VMs.
     """
-    parts = []
     resident, share = vm["resident"], vm["proportional"]
     if share is not None:
         beside = "" if resident is None else f"; {format_size(resident)} resident"
-        parts.append(f"{format_size(share)} of memory (its share{beside})")
-    elif resident is not None:
-        parts.append(f"{format_size(resident)} of memory resident")
-    if vm["cpu_seconds"] is not None:
-        parts.append(f"{vm['cpu_seconds']:.1f} CPU-seconds")
-    return ", ".join(parts) or None
+        return f"{format_size(share)} of memory (its share{beside})"
+    return None if resident is None else f"{format_size(resident)} of memory resident"
 
 
 def _evidence(vm: VmDetail) -> list[str]:

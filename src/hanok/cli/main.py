@@ -53,7 +53,7 @@ _SECTIONS = {
     },
     "Host": {
         "host": Lazy("host", "host", "Show this host, or probe its hypervisors again."),
-        "fit": Lazy("host", "fit", "Tell how many more VMs of a shape fit."),
+        "fit": Lazy("host", "fit", "Tell how many more VMs or clones fit."),
         "events": Lazy("logs", "events", "Print what happened, or follow what happens."),
         "operations": Lazy("operations", "operations", "List, show, follow and cancel long work."),
         "serve": Lazy("system", "serve", "Run the daemon in the foreground."),

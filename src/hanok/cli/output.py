@@ -92,14 +92,19 @@ class Output:
             print(self._join(row, sys.stdout))
 
     def pairs(self, pairs: Sequence[tuple[str, Cell | str | None]]) -> None:
-        """Print names and values under each other; a value of None is left out."""
+        """Print names and values under each other; a value of None is left out.
+
+        On a terminal long values are folded between words; elsewhere a line stays a line.
+        """
         shown = [(name, value) for name, value in pairs if value is not None]
         widest = max((len(name) for name, _ in shown), default=0)
+        room = width_of(sys.stdout) - widest - len(_GAP) if sys.stdout.isatty() else None
         for name, value in shown:
             cell = value if isinstance(value, Cell) else Cell(value)
-            text = printable(cell.text).replace("\n", "\n" + " " * (widest + 2))
+            lines = _wrap(printable(cell.text), room)
+            text = ("\n" + " " * (widest + len(_GAP))).join(lines)
             label = self.paint(f"{name:<{widest}}", "dim", sys.stdout)
-            self.line(f"{label}  {self.paint(text, cell.style, sys.stdout)}")
+            self.line(f"{label}{_GAP}{self.paint(text, cell.style, sys.stdout)}")
 
     def paint(self, text: str, style: str | None, stream: TextIO) -> str:
         """Return ``text`` in ``style``, or as it is where colours are not wanted."""
@@ -162,8 +167,9 @@ def draw_table(
 ) -> list[list[Cell]]:
     """Return the table's lines, each a list of padded cells at most ``width`` wide together.
 
-    Columns that do not fit are folded onto more lines, the widest first, so that nothing is lost;
-    only columns that are as narrow as 8 characters are left to overflow.
+    Columns that do not fit are folded onto more lines, the widest first and between words as long
+    as that is enough, so that nothing is lost; only columns that are as narrow as 8 characters are
+    left to overflow.
     """
     right = [title.startswith(">") for title in titles]
     head = [Cell(title.lstrip(">"), "bold") for title in titles]
@@ -172,7 +178,10 @@ def draw_table(
         max(len(row[at].text) for row in [head, *body]) if titles else 0
         for at in range(len(titles))
     ]
-    _narrow(widths, width - len(_GAP) * (len(titles) - 1))
+    words = [max(_longest_word(row[at].text) for row in [head, *body]) for at in range(len(titles))]
+    room = width - len(_GAP) * (len(titles) - 1)
+    _narrow(widths, room, words)
+    _narrow(widths, room, [0] * len(titles))
     return [line for row in [head, *body] for line in _fold_row(row, widths, right)]
 
 
@@ -181,16 +190,37 @@ def _clean(cell: Cell | str) -> Cell:
     return Cell(printable(text).replace("\n", " "), style)
 
 
-def _narrow(widths: list[int], room: int) -> None:
-    """Take columns from the widest until all ``widths`` fit into ``room``."""
-    while sum(widths) > room and max(widths, default=0) > _NARROWEST:
-        widths[widths.index(max(widths))] -= 1
+def _longest_word(text: str) -> int:
+    """Return the length of the longest part of ``text`` that folding leaves whole."""
+    return max((len(word) for word in text.replace(",", ", ").split()), default=0)
+
+
+def _narrow(widths: list[int], room: int, least: Sequence[int]) -> None:
+    """Take columns from the widest that is above its ``least`` until all fit into ``room``."""
+    while sum(widths) > room:
+        wide = [at for at, width in enumerate(widths) if width > max(_NARROWEST, least[at])]
+        if not wide:
+            return
+        widths[max(wide, key=widths.__getitem__)] -= 1
+
+
+def _wrap(text: str, room: int | None) -> list[str]:
+    """Return the lines of ``text``, folded between words where they are longer than ``room``."""
+    if room is None or room < _NARROWEST:
+        return text.split("\n")
+    import textwrap
+
+    folded = (
+        textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return [part for parts in folded for part in parts or [""]]
 
 
 def _fold_row(
     row: Sequence[Cell], widths: Sequence[int], right: Sequence[bool]
 ) -> list[list[Cell]]:
-    folded = [fold(cell.text, width) for cell, width in zip(row, widths, strict=True)]
+    folded = [_fold(cell.text, width) for cell, width in zip(row, widths, strict=True)]
     height = max((len(parts) for parts in folded), default=0)
     lines = []
     for at in range(height):
@@ -204,8 +234,8 @@ def _fold_row(
     return lines
 
 
-def fold(text: str, width: int) -> list[str]:
-    """Return ``text`` cut into parts of ``width``, after a space or comma where there is one."""
+def _fold(text: str, width: int) -> list[str]:
+    """Cut ``text`` into parts of ``width``, after a space or comma where there is one."""
     parts = []
     while len(text) > width:
         cut = max(text.rfind(" ", 0, width + 1), text.rfind(",", 0, width) + 1)

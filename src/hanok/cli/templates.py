@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,15 +19,13 @@ from hanok.cli.base import (
     program_name,
 )
 from hanok.cli.listing import spans, when, when_shortly
-from hanok.cli.output import Cell, fold, printable, width_of
+from hanok.cli.output import Cell, printable
 from hanok.cli.progress import follow
 from hanok.errors import HanokError
 from hanok.units import format_size
 
 if TYPE_CHECKING:
     from hanok.model.views import TemplateView
-
-_LABELS = 16  # columns that the names of the fields take in "show"
 
 
 @click.group(
@@ -69,10 +66,19 @@ def list_templates(session: Session) -> None:
 
 
 def _print_table(session: Session, found: Sequence[TemplateView]) -> None:
-    titles = ["NAME", "IMAGE", ">VCPUS", ">MEMORY", "MODE", "MADE FOR", ">CLONES", ">SIZE"]
-    reasons = [_reason(one) for one in found]
+    titles = (
+        "NAME",
+        "IMAGE",
+        ">VCPUS",
+        ">MEMORY",
+        "MODE",
+        "MADE FOR",
+        ">CLONES",
+        ">SIZE",
+        "CREATED",
+    )
     rows = [
-        [
+        (
             one["name"],
             one["image"],
             str(one["cpus"]),
@@ -82,14 +88,14 @@ def _print_table(session: Session, found: Sequence[TemplateView]) -> None:
             str(len(one["clones"])),
             _size(one["size"]),
             when_shortly(one["created"]),
-        ]
+        )
         for one in found
     ]
-    if any(reasons):
-        rows = [[*row, reason or "-"] for row, reason in zip(rows, reasons, strict=True)]
-        session.out.table([*titles, "CREATED", "NOT INSTANT"], rows)
-    else:
-        session.out.table([*titles, "CREATED"], rows)
+    session.out.table(titles, rows)
+    reasons = [(f"{one['name']} is not instant:", _reason(one)) for one in found]
+    if any(reason for _, reason in reasons):
+        session.out.line()
+        session.out.pairs(reasons)
 
 
 def _reason(template: TemplateView) -> str | None:
@@ -171,10 +177,7 @@ def show(session: Session, name: str) -> None:
 
 
 def _clones(names: Sequence[str]) -> str:
-    if not names:
-        return "none"
-    room = max(width_of(sys.stdout) - _LABELS, _LABELS)
-    return f"{len(names)}:\n" + "\n".join(fold(", ".join(spans(names)), room))
+    return f"{len(names)}: {', '.join(spans(names))}" if names else "none"
 
 
 @click.command(
