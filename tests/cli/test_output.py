@@ -89,7 +89,10 @@ def test_an_error_for_programs_is_a_problem(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_columns_are_folded_between_words_first() -> None:
-    rows = [("a-name-of-one-word", "some words that fold well"), ("b", "-")]
+    rows: list[tuple[str, ...]] = [
+        ("a-name-of-one-word", "some words that fold well"),
+        ("b", "-"),
+    ]
     assert lines(("NAME", "WORDS"), rows, 36) == [
         "NAME                WORDS           ",
         "a-name-of-one-word  some words that ",
