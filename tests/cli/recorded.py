@@ -156,7 +156,7 @@ HOST: dict[str, Any] = {
 HOST_SHARED: dict[str, Any] = {
     **HOST,
     "memory_policy": "shared",
-    "memory_factor": 1.5,
+    "memory_factor": 4.0,
     "shared_reserve": 2147483648,
     "sold": 32212254720,
     "used": 8589934592,

@@ -76,7 +76,7 @@ def test_show_tells_the_evidence(api: StandIn, hanok: Hanok) -> None:
     shown = hanok("show", "web").stdout
     assert "nic driver: virtio_net" in shown
     assert "isolation none" in shown
-    assert re.search(r"^came up +booted: the image has no guest agent$", shown, re.M)
+    assert re.search(r"^last start +booted: the image has no guest agent$", shown, re.M)
     assert "38.1 MiB of memory (its share; 286.1 MiB resident)" in shown
     assert re.search(r"^CPU time +12\.5 s$", shown, re.M)
     assert "clone of" not in shown
@@ -368,8 +368,12 @@ def test_fit_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
     found = {**recorded.FIT_TEMPLATE, "policy": "shared", "cost_now": None}
     api.on("POST", "fit", found)
     said = hanok("fit", "--template", "base").stdout.splitlines()
-    assert said[2] == "One more can come to take 320 MiB of memory."
-    assert said[3].startswith("Policy SHARED: that is not kept for each")
+    assert said[2] == "One more takes 320 MiB of memory, overhead included."
+    assert said[3].startswith("Policy SHARED: not all of that is kept for it")
+    lacking = {"limit": "real-memory", "by_resource": {"real-memory": 35}}
+    api.answers.clear()
+    api.on("POST", "fit", {**found, **lacking})
+    assert "The next one lacks 128 MiB of real memory." in hanok("fit").stdout
     refused = hanok("fit", "--template", "base", "--memory", "1G")
     assert refused.returncode == 2
     assert "--template says the shape" in refused.stderr
@@ -378,10 +382,11 @@ def test_fit_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
 def test_host_show_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
     api.on("GET", "host", recorded.HOST_SHARED)
     shown = hanok("host", "show").stdout
-    assert re.search(r"^policy +SHARED \(factor 1\.5, reserve 2 GiB\): more may", shown, re.M)
+    policy = r"SHARED: memory may be sold 4 times, 2 GiB is kept really free"
+    assert re.search(rf"^policy +{policy}$", shown, re.M)
     assert re.search(r"^sold +30 GiB of memory to what is up", shown, re.M)
-    assert re.search(r"^used +8 GiB of it really used now$", shown, re.M)
-    assert re.search(r"^shared +5 GiB saved by clones", shown, re.M)
+    assert re.search(r"^used +8 GiB really used by them now$", shown, re.M)
+    assert re.search(r"^shared +5 GiB saved because", shown, re.M)
 
 
 def test_host_show_of_the_policy_guaranteed(api: StandIn, hanok: Hanok) -> None:

@@ -72,7 +72,7 @@ def _print(session: Session, host: HostView) -> None:
     out.line()
     rows = [
         (
-            room["resource"],
+            _words(room["resource"]),
             *(
                 quantity(room["resource"], amount)
                 for amount in (room["capacity"], room["reserved"], room["used"], room["free"])
@@ -107,8 +107,8 @@ def _memory(host: HostView) -> list[tuple[str, Cell | str | None]]:
     return [
         ("policy", _policy(said)),
         ("sold", amount("sold", "of memory to what is up, overhead included")),
-        ("used", amount("used", "of it really used now")),
-        ("shared", amount("shared", "saved by clones that share memory")),
+        ("used", amount("used", "really used by them now")),
+        ("shared", amount("shared", "saved because they share memory")),
     ]
 
 
@@ -119,12 +119,11 @@ def _policy(said: Mapping[str, Any]) -> Cell | str | None:
     if policy != "shared":
         return policy
     factor, reserve = said.get("memory_factor"), said.get("shared_reserve")
-    details = [
-        *([] if factor is None else [f"factor {factor:g}"]),
-        *([] if reserve is None else [f"reserve {format_size(reserve)}"]),
-    ]
-    beside = f" ({', '.join(details)})" if details else ""
-    return Cell(f"SHARED{beside}: more may be sold than there is", "yellow")
+    words = "memory is sold more than once"
+    if factor is not None:
+        words = f"memory may be sold {factor:g} times"
+    kept = "" if reserve is None else f", {format_size(reserve)} is kept really free"
+    return Cell(f"SHARED: {words}{kept}", "yellow")
 
 
 def _isolation(isolation: str) -> str:
@@ -190,7 +189,7 @@ def fit(
         session.out.line(line)
     rows = [
         (
-            room["resource"],
+            _words(room["resource"]),
             quantity(room["resource"], room["capacity"]),
             quantity(room["resource"], room["used"]),
             quantity(room["resource"], room["free"]),
@@ -210,22 +209,22 @@ def _how_many(count: int, shape: Mapping[str, object]) -> str:
 
 
 def _costs(found: FitWire) -> list[str]:
-    """Return what one more costs, and how the policy counts it."""
-    lines = []
-    now, most = found.get("cost_now"), found.get("cost_most")
-    if now is not None and most is not None:
-        lines.append(
+    """Return what one more takes, and how the policy counts it."""
+    now, most, policy = found.get("cost_now"), found.get("cost_most"), found.get("policy")
+    if most is None:
+        return []
+    if now is None:
+        lines = [f"One more takes {format_size(most)} of memory, overhead included."]
+    else:
+        lines = [
             f"One more takes {format_size(now)} of memory now (measured) and can come to take"
             f" {format_size(most)}."
-        )
-    elif most is not None:
-        lines.append(f"One more can come to take {format_size(most)} of memory.")
-    policy = found.get("policy")
+        ]
     if policy == "shared":
         lines.append(
-            "Policy SHARED: that is not kept for each; more memory may be sold than there is."
+            "Policy SHARED: not all of that is kept for it; more memory may be sold than there is."
         )
-    elif policy == "guaranteed" and most is not None:
+    elif policy == "guaranteed" and now is not None:
         lines.append("Policy guaranteed: all that it can come to take is kept for it.")
     return lines
 
@@ -234,4 +233,9 @@ def _what_stops(found: FitWire) -> str:
     lack = quantity(found["limit"], found["missing"])
     if "cpu" in found["limit"].lower():
         return f"The next one lacks {lack} vCPU{'s' * (found['missing'] != 1)}."
-    return f"The next one lacks {lack} of {found['limit']}."
+    return f"The next one lacks {lack} of {_words(found['limit'])}."
+
+
+def _words(resource: str) -> str:
+    """Return the name of a resource for people: real memory."""
+    return resource.replace("-", " ")

@@ -176,7 +176,7 @@ def print_vm(out: Output, vm: VmDetail) -> None:
             ("networks", "\n".join(_nics(vm)) or None),
             ("ports", ports_of(vm["ports"]) or None),
             ("ready check", _ready(vm)),
-            ("came up", vm["boot"]),
+            ("last start", vm["boot"]),
             ("ready after", seconds(vm["ready_seconds"])),
             ("created", when(vm["created"])),
             ("started", when(vm["started"])),
