@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hanok.cli.stackfile import LARGEST, read_stack_file
 from hanok.errors import InvalidInput
+from hanok.model.stack import parse_stack
 
 SHOP = """\
 name: shop
@@ -204,3 +205,19 @@ def test_every_key_has_its_line(tmp_path_factory: pytest.TempPathFactory, data: 
     file = read_stack_file(path)
     for key in data:
         assert str(key) in file.lines
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_stacks(path: Path) -> None:
+    file = read_stack_file(path)
+    assert parse_stack(file.content).name == file.name == path.stem
+
+
+def test_the_example_of_replicas_has_three() -> None:
+    [path] = [path for path in EXAMPLES if path.name == "replicas.yaml"]
+    machines = parse_stack(read_stack_file(path).content).machines()
+    assert [machine.spec.name for machine in machines] == ["counter-1", "counter-2", "counter-3"]
+    assert {machine.spec.ready.port for machine in machines} == {7000}
