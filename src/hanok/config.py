@@ -17,6 +17,9 @@ _POLICY_VARIABLES = {
     "HANOK_CPU_RATIO": "cpu_ratio",
     "HANOK_RESERVE_MEMORY": "reserve_memory",
     "HANOK_RESERVE_DISK": "reserve_disk",
+    "HANOK_MEMORY_POLICY": "memory_policy",
+    "HANOK_MEMORY_FACTOR": "memory_factor",
+    "HANOK_SHARED_RESERVE": "shared_reserve",
 }
 # sun_path holds 107 characters; the longest socket of ours adds /vms/<uuid>/m/console.sock.
 _LONGEST_HOME = 48
@@ -35,11 +38,13 @@ class Settings:
 
     ``uid_base``: as root, VM number n runs as uid_base + n and network number n as
     uid_base + 60000 + n. ``policy``: how much of the host may be given away, by HANOK_CPU_RATIO,
-    HANOK_RESERVE_MEMORY and HANOK_RESERVE_DISK. ``stop_timeout``: seconds that a guest has to
-    power itself off.
+    HANOK_RESERVE_MEMORY and HANOK_RESERVE_DISK; how memory is, by HANOK_MEMORY_POLICY (guaranteed
+    or shared), HANOK_MEMORY_FACTOR and HANOK_SHARED_RESERVE.
+    ``stop_timeout``: seconds that a guest has to power itself off.
     ``idle_exit``: seconds without a VM and a request after which a daemon that a command started
     ends itself. ``failpoint``: the step at which the daemon kills itself (tests only).
     ``shared_images``: a folder of images that several data directories share.
+    ``warm_limit``: how many warm templates ``run`` may keep, by HANOK_WARM; 0: none are made.
     """
 
     home: Path
@@ -50,6 +55,7 @@ class Settings:
     idle_exit: float | None = None
     failpoint: str | None = None
     shared_images: Path | None = None
+    warm_limit: int = 4
 
     @property
     def socket(self) -> Path:
@@ -80,6 +86,11 @@ class Settings:
     def vms(self) -> Path:
         """A folder a VM: disks, seed, sockets, console log."""
         return self.home / "vms"
+
+    @property
+    def templates(self) -> Path:
+        """A folder a template: its memory, devices and disk."""
+        return self.home / "templates"
 
     @property
     def networks(self) -> Path:
@@ -131,6 +142,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         hypervisor=environ.get("HANOK_HYPERVISOR", "auto"),
         failpoint=environ.get("HANOK_FAILPOINT"),
         idle_exit=_seconds(environ, "HANOK_IDLE_EXIT"),
+        warm_limit=_count(environ, "HANOK_WARM", 4),
         shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
 
@@ -153,3 +165,12 @@ def _seconds(environ: Mapping[str, str], name: str) -> float | None:
     if not text.isdecimal():
         raise InvalidInput(f"{name} is {text!r}", field=name, expected="whole seconds")
     return float(text)
+
+
+def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name)
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) > 64:
+        raise InvalidInput(f"{name} is {text!r}", field=name, expected="a number from 0 to 64")
+    return int(text)

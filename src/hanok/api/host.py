@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import TypedDict
 
 from hanok import __version__
 from hanok.api.common import CurrentServices, body_of, describes, ndjson
-from hanok.model.base import Frozen, Size
+from hanok.model.base import Frozen, Name, Size
 from hanok.model.host import Fit
 from hanok.model.operation import Event, Operation
 from hanok.model.views import HostView
@@ -33,11 +33,18 @@ class Version(TypedDict):
 
 
 class Shape(Frozen):
-    """The shape of a VM whose room is asked for."""
+    """The shape of a VM whose room is asked for: said, or that of a template's clones."""
 
     cpus: int = Field(default=1, ge=1, le=256)
     memory: Size = Field(default=512 * MIB, ge=64 * MIB)
     disk: Size = Field(default=4 * GIB, ge=64 * MIB)
+    template: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.template is not None and self.model_fields_set > {"template"}:
+            raise ValueError("expected a template or a shape, not both")
+        return self
 
 
 @router.get("/version", tags=["Host"])
@@ -62,6 +69,8 @@ async def probe(services: CurrentServices) -> Operation:
 @router.post("/fit", tags=["Host"], openapi_extra=describes(Shape))
 async def fit(services: CurrentServices, shape: Annotated[Shape, Depends(body_of(Shape))]) -> Fit:
     """Return how many more VMs of a shape fit, and what stops the next one."""
+    if shape.template is not None:
+        return await services.capacity.fit_clones(shape.template)
     return await services.capacity.fit(shape.cpus, shape.memory, shape.disk)
 
 

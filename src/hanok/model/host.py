@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from hanok.model.base import Frozen, Size
@@ -29,23 +31,47 @@ class HostResources(Frozen):
     memory: int
     disk: int
     disk_free: int
+    available: int = Field(default=0, description="bytes that programs could still get, measured")
+
+
+class MemoryPolicy(StrEnum):
+    """How memory is given to VMs.
+
+    guaranteed: each can use all of its own, so all of it counts. shared: more may be sold than
+    there is, since clones share what they do not write; what is really free is measured.
+    """
+
+    GUARANTEED = "guaranteed"
+    SHARED = "shared"
 
 
 class CapacityPolicy(Frozen):
     """How much of a host may be given away."""
 
-    cpu_ratio: float = Field(default=8.0, ge=1, le=64, description="vCPUs per host CPU")
+    cpu_ratio: float = Field(default=8.0, ge=1, le=1024, description="vCPUs per host CPU")
     reserve_memory: Size = Field(default=1 * GIB, description="bytes kept for the host itself")
     reserve_disk: Size = Field(default=2 * GIB, description="bytes kept free on the disk")
+    memory_policy: MemoryPolicy = MemoryPolicy.GUARANTEED
+    memory_factor: float = Field(
+        default=4.0, ge=1, le=64, description="shared: bytes that may be sold per byte there is"
+    )
+    shared_reserve: Size = Field(
+        default=1 * GIB, description="shared: bytes really free after the next VM"
+    )
 
 
 class Demand(Frozen):
-    """What one VM takes of a host, its overhead included."""
+    """What one VM takes of a host, its overhead included.
+
+    ``cost_now`` matters to policy shared: the bytes of real memory that it is about to take and
+    that are not seen yet in what the host has available. None: all that it can come to take.
+    """
 
     cpus: int
     memory: int = Field(description="bytes of guest RAM")
     overhead: int = Field(default=64 * MIB, description="bytes that virtualizing it costs")
     disk: int = 0
+    cost_now: int | None = None
 
 
 class Usage(Frozen):
@@ -56,6 +82,7 @@ class Usage(Frozen):
     memory: int = 0
     overhead: int = 0
     disk: int = 0
+    coming: int = Field(default=0, description="sum of what they are about to take really")
 
 
 class Room(Frozen):
@@ -68,10 +95,17 @@ class Room(Frozen):
 
 
 class Fit(Frozen):
-    """How many more VMs of a shape a host takes, and what stops the next one."""
+    """How many more VMs of a shape a host takes, and what stops the next one.
+
+    ``cost_now``: bytes of real memory that one more clone takes now, known for templates only.
+    ``cost_most``: what it can come to take, all its memory and overhead.
+    """
 
     count: int
     limit: str
     missing: int = Field(description="bytes or vCPUs that the next one lacks")
     by_resource: dict[str, int]
     rooms: tuple[Room, ...]
+    policy: MemoryPolicy = MemoryPolicy.GUARANTEED
+    cost_now: int | None = None
+    cost_most: int | None = None

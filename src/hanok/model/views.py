@@ -6,7 +6,7 @@ Sizes are bytes, times seconds since the epoch, durations seconds.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NotRequired
 
 if sys.version_info >= (3, 12):
     from typing import TypedDict
@@ -149,7 +149,11 @@ class RoomView(TypedDict):
 
 
 class HostView(TypedDict):
-    """What ``hanok host show`` sums up."""
+    """What ``hanok host show`` sums up.
+
+    ``sold``: memory of the VMs that are up, overhead included. ``used``: the proportional memory
+    of their processes; ``shared``: what they save by sharing. Older daemons do not say these.
+    """
 
     name: str
     version: str
@@ -166,6 +170,12 @@ class HostView(TypedDict):
     running: int
     rooms: list[RoomView]
     notes: list[str]
+    memory_policy: NotRequired[str]
+    memory_factor: NotRequired[float]
+    shared_reserve: NotRequired[int]
+    sold: NotRequired[int]
+    used: NotRequired[int]
+    shared: NotRequired[int]
 
 
 class StackView(TypedDict):

@@ -1,18 +1,37 @@
-"""What the host has, what its VMs take, and whether one more fits."""
+"""What the host has, what its VMs take, and whether more fit."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import psutil
 
-from hanok.model.host import Demand, Fit, HostResources, Room
-from hanok.model.vm import VmRecord, VmSpec
+from hanok.errors import NotFound
+from hanok.model.host import Demand, Fit, HostResources, MemoryPolicy, Room, Usage
+from hanok.model.template import TemplateRecord
+from hanok.model.vm import CloneKind, VmRecord, VmSpec, VmState
 from hanok.placement import admission, capacity
+from hanok.services.footprints import Footprints, Totals
 from hanok.services.machines import files_of
 from hanok.services.parts import Parts, is_up
+
+# Admitted, and what they take is not yet in what the host is seen to have available.
+_NOT_STARTED = (VmState.CREATING, VmState.STARTING)
+_DISK_PATHS = 8192
+
+
+@dataclass(frozen=True)
+class HostSums:
+    """The host in sums: what it has, what the VMs take, what is left, what is really used."""
+
+    resources: HostResources
+    usage: Usage
+    rooms: tuple[Room, ...]
+    totals: Totals
 
 
 class CapacityService:
@@ -20,68 +39,168 @@ class CapacityService:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._footprints = Footprints(parts.hypervisor)
+        # Each admission looks at the disk of every VM, and making a Path takes longer than that.
+        self._disk_path = lru_cache(_DISK_PATHS)(
+            lambda uuid: str(files_of(parts.settings, uuid).disk)
+        )
 
     def resources(self) -> HostResources:
         """Return what the host has now."""
         disk = psutil.disk_usage(str(self._parts.settings.home))
+        memory = psutil.virtual_memory()
         return HostResources(
             cpus=len(os.sched_getaffinity(0)),
-            memory=psutil.virtual_memory().total,
+            memory=memory.total,
             disk=disk.total,
             disk_free=disk.free,
+            available=memory.available,
         )
 
-    def demand(self, spec: VmSpec, allocated: int = 0) -> Demand:
-        """Return what a VM of this definition takes; ``allocated`` bytes of its disk are there."""
+    def demand(self, spec: VmSpec, allocated: int = 0, cost_now: int | None = None) -> Demand:
+        """Return what a VM of this definition takes; ``allocated`` bytes of its disk are there.
+
+        ``cost_now``: see Demand.
+        """
         return Demand(
             cpus=spec.cpus,
             memory=spec.memory,
             overhead=self._parts.hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer),
             disk=max(0, spec.disk - allocated),
+            cost_now=cost_now,
         )
 
-    def demand_of(self, record: VmRecord) -> Demand:
-        """Return what a VM takes now: one that is stopped takes its disk only."""
-        disk = files_of(self._parts.settings, record.uuid).disk
-        demand = self.demand(record.spec, _allocated(disk))
-        if is_up(record):
-            return demand
-        return demand.model_copy(update={"cpus": 0, "memory": 0, "overhead": 0})
+    async def demands(self, everyone: Sequence[VmRecord]) -> list[Demand]:
+        """Return what each VM takes now: one that is stopped takes its disk only."""
+        costs = await self._costs(t for vm in everyone if (t := _resumes(vm)) is not None)
+        return await asyncio.to_thread(self._demands, everyone, costs)
 
-    async def demands(self, everyone: list[VmRecord]) -> list[Demand]:
-        """Return what each VM takes now."""
-        return await asyncio.to_thread(lambda: [self.demand_of(vm) for vm in everyone])
+    def _demands(self, everyone: Sequence[VmRecord], costs: Mapping[str, int]) -> list[Demand]:
+        overhead = cache(self._parts.hypervisor.overhead)  # hundreds have the same shape
+        return [self._demand_of(record, costs, overhead) for record in everyone]
 
-    async def admit(self, spec: VmSpec, everyone: list[VmRecord]) -> None:
-        """Raise NotAdmitted when there is no room for ``spec`` beside the other VMs."""
+    def _demand_of(
+        self,
+        record: VmRecord,
+        costs: Mapping[str, int],
+        overhead: Callable[[int, int, int | None], int],
+    ) -> Demand:
+        spec = record.spec
+        disk = max(0, spec.disk - self._allocated(record))
+        if not is_up(record):
+            return Demand(cpus=0, memory=0, overhead=0, disk=disk, cost_now=0)
+        template = _resumes(record)
+        return Demand(
+            cpus=spec.cpus,
+            memory=spec.memory,
+            overhead=overhead(spec.cpus, spec.memory, spec.tcg_buffer),
+            disk=disk,
+            cost_now=0 if record.state not in _NOT_STARTED else costs.get(template or ""),
+        )
+
+    def _allocated(self, record: VmRecord) -> int:
+        """Return the bytes of the host's disk that the VM's disk has now."""
+        try:
+            return os.stat(self._disk_path(record.uuid)).st_blocks * 512  # noqa: PTH116  a text
+        except OSError:
+            return 0
+
+    async def admit(
+        self, spec: VmSpec, everyone: Sequence[VmRecord], template: str | None = None
+    ) -> None:
+        """Raise NotAdmitted when there is no room for ``spec`` beside the other VMs.
+
+        ``template``: see ``admit_many``.
+        """
+        await self.admit_many([spec], everyone, template)
+
+    async def admit_many(
+        self, specs: Sequence[VmSpec], everyone: Sequence[VmRecord], template: str | None = None
+    ) -> None:
+        """Raise NotAdmitted when there is no room for all of ``specs`` beside the other VMs.
+
+        VMs of the same names are themselves. ``template`` is the id of the template from whose
+        memory they go on; None for VMs that boot, as linked and full clones do.
+        """
         await self._parts.hypervisor.probe()
-        others = [vm for vm in everyone if vm.spec.name != spec.name]
-        own = [vm for vm in everyone if vm.spec.name == spec.name]
-        allocated = sum(_allocated(files_of(self._parts.settings, vm.uuid).disk) for vm in own)
-        admission.admit(
-            self.resources(),
-            self._parts.settings.policy,
-            await self.demands(others),
-            self.demand(spec, allocated),
-        )
+        wanted = {spec.name for spec in specs}
+        own = {vm.spec.name: vm for vm in everyone if vm.spec.name in wanted}
+        demands = await self.demands([vm for vm in everyone if vm.spec.name not in wanted])
+        cost = None if template is None else (await self._costs([template])).get(template, 0)
+        lot = [
+            self.demand(spec, self._allocated(own[spec.name]) if spec.name in own else 0, cost)
+            for spec in specs
+        ]
+        admission.admit_all(self.resources(), self._parts.settings.policy, demands, lot)
+        if self._is_shared():
+            self._footprints.refresh_soon(everyone)
+
+    def _is_shared(self) -> bool:
+        return self._parts.settings.policy.memory_policy is MemoryPolicy.SHARED
+
+    async def _costs(self, templates: Iterable[str]) -> dict[str, int]:
+        """Return what one more instant clone takes now, by the template's id, as last measured.
+
+        Only policy shared counts it.
+        """
+        wanted = set(templates) if self._is_shared() else set()
+        if not wanted:
+            return {}
+        return {
+            template.id: self._clone_cost(template, self._footprints.of_clones(template.id))
+            for template in await self._parts.store.templates()
+            if template.id in wanted
+        }
+
+    def _clone_cost(self, template: TemplateRecord, measured: Sequence[int]) -> int:
+        whole = self.demand(template.spec)
+        return capacity.clone_cost(whole, template.memory_used, measured)
 
     async def fit(self, cpus: int, memory: int, disk: int) -> Fit:
         """Return how many more VMs of this shape fit, and what stops the next one."""
         await self._parts.hypervisor.probe()
         overhead = self._parts.hypervisor.overhead(cpus, memory, None)
-        shape = Demand(cpus=cpus, memory=memory, overhead=overhead, disk=disk)
+        return await self._fit(Demand(cpus=cpus, memory=memory, overhead=overhead, disk=disk))
+
+    async def fit_clones(self, name: str) -> Fit:
+        """Return how many more instant clones of template ``name`` fit. Raises NotFound."""
+        await self._parts.hypervisor.probe()
+        template = await self._template(name)
+        everyone = await self._parts.store.vms()
+        measured = await self._footprints.measure_clones(template.id, everyone)
+        cost = self._clone_cost(template, measured)
+        return await self._fit(self.demand(template.spec, cost_now=cost))
+
+    async def _fit(self, shape: Demand) -> Fit:
         demands = await self.demands(await self._parts.store.vms())
         return admission.fit(self.resources(), self._parts.settings.policy, demands, shape)
 
-    async def rooms(self) -> tuple[Room, ...]:
-        """Return what is given away and what is left, by resource."""
-        demands = await self.demands(await self._parts.store.vms())
-        used = capacity.usage(demands)
-        return capacity.rooms(self.resources(), self._parts.settings.policy, used)
+    async def _template(self, name: str) -> TemplateRecord:
+        for template in await self._parts.store.templates():
+            if name in (template.name, template.id):
+                return template
+        raise NotFound(
+            f"there is no template named {name}",
+            field="template",
+            hint="'hanok template list' shows those there are",
+        )
+
+    async def sums(self, everyone: Sequence[VmRecord]) -> HostSums:
+        """Return the host in sums; the VMs' processes are measured, at most every few seconds."""
+        used = capacity.usage(await self.demands(everyone))
+        totals = await self._footprints.totals([vm for vm in everyone if is_up(vm)])
+        resources = self.resources()
+        return HostSums(
+            resources=resources,
+            usage=used,
+            rooms=capacity.rooms(resources, self._parts.settings.policy, used),
+            totals=totals,
+        )
 
 
-def _allocated(disk: Path) -> int:
-    try:
-        return disk.stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
+def _resumes(record: VmRecord) -> str | None:
+    """Return the id of the template from whose memory a VM is about to go on."""
+    clone = record.clone
+    if record.state not in _NOT_STARTED or clone is None:
+        return None
+    return clone.template if clone.fresh and clone.kind is CloneKind.INSTANT else None

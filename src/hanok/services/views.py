@@ -105,10 +105,8 @@ class Views:
         """Return the host: what it has, what is given away, what is left."""
         facts = await self._parts.hypervisor.probe()
         records = await self._parts.store.vms()
-        resources = self._capacity.resources()
-        rooms = await self._capacity.rooms()
-        up = [record for record in records if is_up(record)]
-        demands = await self._capacity.demands(up)
+        sums = await self._capacity.sums(records)
+        resources, policy = sums.resources, self._parts.settings.policy
         return HostView(
             name=platform.node(),
             version=__version__,
@@ -118,18 +116,28 @@ class Views:
             hypervisors=[facts.model_dump(mode="json")],
             isolation=facts.isolation,
             cpus=resources.cpus,
-            cpu_ratio=self._parts.settings.policy.cpu_ratio,
+            cpu_ratio=policy.cpu_ratio,
             memory=resources.memory,
-            overhead=sum(demand.overhead for demand in demands),
+            overhead=sums.usage.overhead,
             vms=len(records),
-            running=len(up),
-            rooms=[self._room(room) for room in rooms],
+            running=sum(is_up(record) for record in records),
+            rooms=[self._room(room) for room in sums.rooms],
             notes=self._notes(resources.disk, resources.disk_free),
+            memory_policy=str(policy.memory_policy),
+            memory_factor=policy.memory_factor,
+            shared_reserve=policy.shared_reserve,
+            sold=sums.usage.memory + sums.usage.overhead,
+            used=sums.totals.used,
+            shared=sums.totals.shared,
         )
 
     def _room(self, room: Room) -> RoomView:
         policy = self._parts.settings.policy
-        reserved = {"memory": policy.reserve_memory, "disk": policy.reserve_disk}
+        reserved = {
+            "memory": policy.reserve_memory,
+            "real-memory": policy.shared_reserve,
+            "disk": policy.reserve_disk,
+        }
         return RoomView(
             resource=room.resource,
             capacity=room.capacity,
