@@ -364,6 +364,15 @@ def test_fit_says_what_a_clone_costs(api: StandIn, hanok: Hanok) -> None:
     assert json.loads(hanok("fit", "--template", "base", "--json").stdout) == recorded.FIT_TEMPLATE
 
 
+def test_fit_says_that_a_cost_was_not_measured(api: StandIn, hanok: Hanok) -> None:
+    api.on("POST", "fit", {**recorded.FIT_TEMPLATE, "measured": False})
+    said = hanok("fit", "--template", "base").stdout.splitlines()
+    assert said[2] == (
+        "One more takes 40 MiB of memory now (an estimate: none has run yet)"
+        " and can come to take 320 MiB."
+    )
+
+
 def test_fit_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
     found = {**recorded.FIT_TEMPLATE, "policy": "shared", "cost_now": None}
     api.on("POST", "fit", found)

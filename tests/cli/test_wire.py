@@ -17,7 +17,7 @@ from hanok.model.operation import Event, Operation, OperationState, Problem
 from tests.cli import recorded
 
 # What a daemon may leave out.
-_NEW = {"policy", "cost_now", "cost_most"}
+_NEW = {"policy", "cost_now", "cost_most", "measured"}
 
 
 @pytest.mark.parametrize(

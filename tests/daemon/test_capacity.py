@@ -135,7 +135,7 @@ async def put(parts: Parts, *records: VmRecord) -> None:
 async def test_without_clones_an_estimate_counts(parts: Parts) -> None:
     await put(parts)
     found = await OnHost(parts).fit_clones("warm")
-    assert (found.cost_now, found.cost_most) == (ESTIMATE, WHOLE)
+    assert (found.cost_now, found.measured, found.cost_most) == (ESTIMATE, False, WHOLE)
     assert found.policy == "shared"
     assert found.by_resource["real-memory"] == 2 * GIB // ESTIMATE
     assert found.by_resource["memory"] == 32 * GIB // WHOLE
@@ -148,7 +148,7 @@ async def test_clones_that_run_say_what_one_more_costs(parts: Parts, hypervisor:
     await put(parts, *clones)
     service = OnHost(parts)
     found = await service.fit_clones(TEMPLATE.id)
-    assert found.cost_now == 40 * MIB
+    assert (found.cost_now, found.measured) == (40 * MIB, True)
     assert found.by_resource["real-memory"] == 2 * GIB // (40 * MIB)
     assert len(hypervisor.asked) == len(set(hypervisor.asked)) == 8
     assert {clones[0].uuid, clones[50].uuid} <= set(hypervisor.asked)

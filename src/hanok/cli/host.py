@@ -216,8 +216,9 @@ def _costs(found: FitWire) -> list[str]:
     if now is None:
         lines = [f"One more takes {format_size(most)} of memory, overhead included."]
     else:
+        how = "measured" if found.get("measured", True) else "an estimate: none has run yet"
         lines = [
-            f"One more takes {format_size(now)} of memory now (measured) and can come to take"
+            f"One more takes {format_size(now)} of memory now ({how}) and can come to take"
             f" {format_size(most)}."
         ]
     if policy == "shared":

@@ -63,8 +63,8 @@ class RoomWire(TypedDict):
 class FitWire(TypedDict):
     """How many more VMs of a shape fit; see hanok.model.host.Fit.
 
-    ``cost_now`` is what one more clone of a template costs, measured, ``cost_most`` what it can
-    come to cost; both are bytes of memory.
+    ``cost_now`` is what one more clone of a template costs, measured or else estimated,
+    ``cost_most`` what it can come to cost; both are bytes of memory.
     """
 
     count: int
@@ -75,6 +75,7 @@ class FitWire(TypedDict):
     policy: NotRequired[str]
     cost_now: NotRequired[int | None]
     cost_most: NotRequired[int | None]
+    measured: NotRequired[bool]
 
 
 class VersionWire(TypedDict):

@@ -97,7 +97,8 @@ class Room(Frozen):
 class Fit(Frozen):
     """How many more VMs of a shape a host takes, and what stops the next one.
 
-    ``cost_now``: bytes of real memory that one more clone takes now, known for templates only.
+    ``cost_now``: bytes of real memory that one more clone takes now, known for templates only;
+    ``measured``: on clones of that template, else it is an estimate.
     ``cost_most``: what it can come to take, all its memory and overhead.
     """
 
@@ -109,3 +110,4 @@ class Fit(Frozen):
     policy: MemoryPolicy = MemoryPolicy.GUARANTEED
     cost_now: int | None = None
     cost_most: int | None = None
+    measured: bool = False

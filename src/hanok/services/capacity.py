@@ -169,7 +169,8 @@ class CapacityService:
         everyone = await self._parts.store.vms()
         measured = await self._footprints.measure_clones(template.id, everyone)
         cost = self._clone_cost(template, measured)
-        return await self._fit(self.demand(template.spec, cost_now=cost))
+        found = await self._fit(self.demand(template.spec, cost_now=cost))
+        return found.model_copy(update={"measured": bool(measured)})
 
     async def _fit(self, shape: Demand) -> Fit:
         demands = await self.demands(await self._parts.store.vms())
