@@ -128,6 +128,7 @@ class Bench:
     async def plug(self, networks: KeeperNetworks, port: NetworkPort) -> FrameGuest:
         """Attach a guest made of frames."""
         tap = await networks.attach(RECORD.name, port)
+        await networks.settle(RECORD.name)
         return FrameGuest(tap, port.mac, port.address)
 
     async def plug_stack(

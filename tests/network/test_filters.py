@@ -275,6 +275,7 @@ def test_two_networks_do_not_reach_each_other(bench: Bench) -> None:
         await networks.ensure(CLOSED, [])
         here = await bench.plug(networks, BAD)
         there = FrameGuest(await networks.attach(CLOSED.name, other), other.mac, other.address)
+        await networks.settle(CLOSED.name)
         try:
             for target in (other.address, CLOSED.gateway):
                 for mac in (GATEWAY_MAC, other.mac):

@@ -18,7 +18,6 @@ from hanok.network.keepers import KeeperNetworks
 from hanok.network.outward import host_routes
 from hanok.proc import Owner, SystemRunner
 from tests.network.conftest import CLOSED, RECORD, Bench, eventually, make_port
-from tests.network.frames import FrameGuest
 from tests.network.namespaces import HOST, OUTSIDE, UPLINK, Namespace, StackGuest
 
 pytestmark = pytest.mark.vm
@@ -152,7 +151,7 @@ def test_names_of_the_outside_resolve_by_the_hosts_resolver(bench: Bench) -> Non
         transport, _ = await loop.create_datagram_endpoint(Names, sock=sock)
         await networks.ensure(RECORD, [])
         port = make_port(2)
-        guest = FrameGuest(await networks.attach(RECORD.name, port), port.mac, port.address)
+        guest = await bench.plug(networks, port)
         assert await asyncio.to_thread(guest.resolve, "example.com", RECORD.gateway) == OUTSIDE
         assert await asyncio.to_thread(guest.resolve, "vm2", RECORD.gateway) == port.address
         assert await asyncio.to_thread(guest.resolve, "vm9.hanok", RECORD.gateway) is None

@@ -13,11 +13,25 @@ from hypothesis import strategies as st
 
 from hanok.errors import Conflict, HanokError, InvalidInput
 from hanok.network.keeper import filters, names, routes
-from hanok.network.keeper.config import Config, Port, check_distinct, parse_port
+from hanok.network.keeper.config import Config, Port, parse_port
+from hanok.network.keeper.ports import Ports
 from hanok.network.outward import pasta_argv
 
-CONFIG = Config(name="n", home="/h", subnet="10.87.0.0/22", uid=7, socket=3, routes=4)
-GOOD = {"vm": "u", "host_name": "web", "mac": "52:54:00:00:00:01", "address": "10.87.0.5"}
+CONFIG = Config(
+    name="n",
+    subnet="10.87.0.0/22",
+    dnsmasq="/usr/sbin/dnsmasq",
+    mark=("HANOK_OWNER", "dnsmasq:n:/h"),
+    uid=7,
+    socket=3,
+    routes=4,
+)
+UUID = "7b0e92a4-6a4f-4d0b-9c55-0c2f7d1a9e01"
+GOOD = {"vm": UUID, "host_name": "web", "mac": "52:54:00:00:00:01", "address": "10.87.0.5"}
+
+
+def make_uuid(number: int) -> str:
+    return f"{UUID[:24]}{number:012x}"
 
 
 def test_the_configuration_survives_the_command_line() -> None:
@@ -28,6 +42,8 @@ def test_the_configuration_survives_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("vm", '" . 1; }; flush ruleset; #-00000000000000'),
+        ("vm", UUID.upper()),
         ("host_name", "web\n10.0.0.1 evil"),
         ("host_name", "web,evil"),
         ("host_name", "Web"),
@@ -52,27 +68,36 @@ def test_no_text_at_all_breaks_out_of_a_rule(body: dict[str, str]) -> None:
         port = parse_port(body, CONFIG)
     except (HanokError, ValueError):
         return
-    assert re.fullmatch(r"[\w .:,{}\"\n]*", filters.port_rules([port]), re.A)
+    assert re.fullmatch(r"[\w .:,{}\"\n]*", filters.change_rules([port], [port]), re.A)
 
 
 def test_two_ports_may_not_share_anything() -> None:
     one = parse_port(GOOD, CONFIG)
-    other = parse_port({**GOOD, "vm": "v", "address": "10.87.0.6", "host_name": "db"}, CONFIG)
-    with pytest.raises(Conflict, match="mac 52:54:00:00:00:01 is taken by VM u"):
-        check_distinct([one, other])
+    other = parse_port(
+        {**GOOD, "vm": make_uuid(2), "address": "10.87.0.6", "host_name": "db"}, CONFIG
+    )
+    with pytest.raises(Conflict, match=f"mac 52:54:00:00:00:01 is taken by VM {UUID}"):
+        Ports([one, other])
 
 
 def test_tap_names_fit_and_differ() -> None:
-    names_found = {Port(vm=str(n), host_name="a", mac="", address="").tap for n in range(1000)}
+    names_found = {
+        Port(vm=make_uuid(n), host_name="a", mac="", address="").tap for n in range(1000)
+    }
     assert len(names_found) == 1000
     assert all(len(name) <= 15 for name in names_found)
 
 
 def test_nft_takes_the_rules() -> None:
     ports = [
-        parse_port({**GOOD, "vm": str(n), "address": f"10.87.0.{n + 2}"}, CONFIG) for n in range(3)
+        parse_port({**GOOD, "vm": make_uuid(n), "address": f"10.87.0.{n + 2}"}, CONFIG)
+        for n in range(3)
     ]
-    text = filters.base_rules(CONFIG) + filters.port_rules(ports) + filters.never_rules(["9.9.9.9"])
+    text = (
+        filters.base_rules(CONFIG)
+        + filters.change_rules(ports[:1], ports)
+        + filters.never_rules(["9.9.9.9"])
+    )
     if os.geteuid() != 0:
         pytest.skip("nft --check needs root")
     done = subprocess.run(
@@ -82,7 +107,7 @@ def test_nft_takes_the_rules() -> None:
 
 
 def test_dnsmasq_serves_static_leases_on_the_bridge_only() -> None:
-    argv = names.dnsmasq_argv(CONFIG, "H", "N", "S")
+    argv = names.dnsmasq_options(CONFIG, "H", "N", "S")
     assert "--dhcp-range=10.87.0.0,static,255.255.252.0,infinite" in argv
     assert {"--interface=br0", "--bind-interfaces", "--no-resolv", "--dhcp-ignore-names"} < set(
         argv

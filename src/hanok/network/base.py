@@ -33,16 +33,28 @@ class Networks(Protocol):
         ...
 
     async def attach(self, network: str, port: NetworkPort) -> int:
-        """Plug a VM in: lease, name, filters, published ports and a tap in the bridge.
+        """Plug a VM in: filters, published ports and a tap in the bridge, then lease and name.
 
         Returns an open tap descriptor for the hypervisor; the caller closes it, and the tap
-        vanishes with its last descriptor. A stale tap of the same VM is replaced. On failure
-        the VM is not attached. Raises Conflict when a MAC, an address or a host port is taken.
+        vanishes with its last descriptor. The tap is pinned by the filters; lease and name come
+        in the background within a moment, ``settle`` tells when. A stale tap of the same VM is
+        replaced. On failure the VM is not attached. Raises Conflict when a MAC, an address, a
+        name or a host port is taken.
         """
         ...
 
     async def detach(self, network: str, vm: str) -> None:
-        """Unplug VM ``vm`` (uuid): no lease, name, filter entry, tap or published port is left."""
+        """Unplug VM ``vm`` (uuid): no filter entry, tap or published port is left.
+
+        Its lease and name go in the background, as with ``attach``.
+        """
+        ...
+
+    async def settle(self, network: str) -> None:
+        """Return when leases and names of every change before this call are in force.
+
+        Raises HostError when the name server has failed, TimedOut when it does not answer.
+        """
         ...
 
     async def publish(self, network: str, port: NetworkPort) -> None:

@@ -24,16 +24,19 @@ from hanok.network.keeper.config import Config
 from hanok.network.keeper.routes import open_routes
 from hanok.network.publish import Key, as_mapping, as_publishes, open_listeners
 from hanok.proc import (
+    OWNER_VARIABLE,
     Owner,
     Runner,
     find_owned,
+    find_program,
     kill_and_wait,
     send_signal,
     wait_for_exit,
 )
 
 KIND = "keeper"
-_OWN_KINDS = (KIND, outward.KIND, "dnsmasq")
+_NAMES = "dnsmasq"
+_OWN_KINDS = (KIND, outward.KIND, _NAMES)
 _START_TIMEOUT = 20
 _TERM_TIMEOUT = 5
 _QUICK_DEATHS = 3  # of pasta in a row, before it is left alone
@@ -62,14 +65,18 @@ class KeeperNetworks:
     async def ensure(self, record: NetworkRecord, ports: Sequence[NetworkPort]) -> NetworkStatus:
         """See Networks.ensure."""
         name = record.name
-        async with self._locks[name]:
-            keeper = await self._find_or_start(record)
+        async with self._locks[name], contextlib.AsyncExitStack() as undo:
+            keeper, fresh = await self._find_or_start(record)
+            if fresh:
+                undo.push_async_callback(self._end, name)
             self._records[name] = record
             others = [r.subnet for r in self._records.values() if r.name != name]
             body = {"ports": [_port_body(port) for port in ports], "others": others}
             seen = await self._ask(name, "ports", body)
             problems = await self._publish_all(name, ports, _published(seen))
             await self._ensure_outward(record, keeper)
+            await self.settle(name)
+            undo.pop_all()
             if problems:
                 raise problems[0]
             return await self._status(name)
@@ -82,8 +89,7 @@ class KeeperNetworks:
             answer = await self._ask(network, "attach", {"port": _port_body(port)})
             tap = answer.descriptors[0]
             undo.callback(os.close, tap)
-            held = _published(await self._ask(network, "status"))
-            await self._publish(network, port, held.get(port.vm, {}))
+            await self._publish(network, port, await self._held(network, port.vm))
             undo.pop_all()
             return tap
 
@@ -92,11 +98,16 @@ class KeeperNetworks:
         async with self._locks[network]:
             await self._detach(network, vm)
 
+    async def settle(self, network: str) -> None:
+        """See Networks.settle."""
+        # A keeper of an earlier version does not know it: there attach itself waits.
+        with contextlib.suppress(InvalidInput):
+            await self._ask(network, "settle")
+
     async def publish(self, network: str, port: NetworkPort) -> None:
         """See Networks.publish."""
         async with self._locks[network]:
-            held = _published(await self._ask(network, "status"))
-            await self._publish(network, port, held.get(port.vm, {}))
+            await self._publish(network, port, await self._held(network, port.vm))
 
     async def connect(self, network: str, address: str, port: int, timeout: float) -> socket.socket:
         """See Networks.connect."""
@@ -167,19 +178,20 @@ class KeeperNetworks:
                 return process.pid
         return None
 
-    async def _find_or_start(self, record: NetworkRecord) -> int:
+    async def _find_or_start(self, record: NetworkRecord) -> tuple[int, bool]:
+        """Return the keeper's process and whether it was started by this call."""
         pid = self._find_keeper(record.name)
         if pid is not None:
             try:
                 seen = (await self._ask(record.name, "status")).body
                 if seen["subnet"] == record.subnet and seen["protocol"] == wire.PROTOCOL:
-                    return pid
+                    return pid, False
             except TimedOut:
                 raise  # it lives: ending it would cut off its VMs
             except HostError:
                 pass  # nobody can reach it any more
         await self._end(record.name)
-        return await self._start(record)
+        return await self._start(record), True
 
     async def _start(self, record: NetworkRecord) -> int:
         path = self._path(record.name)
@@ -210,8 +222,9 @@ class KeeperNetworks:
             listener.listen(64)
             config = Config(
                 name=record.name,
-                home=str(self._home),
                 subnet=record.subnet,
+                dnsmasq=find_program("dnsmasq"),
+                mark=(OWNER_VARIABLE, Owner(str(self._home), _NAMES, record.name).mark()),
                 uid=_uid(record),
                 socket=listener.fileno(),
                 routes=routes.fileno(),
@@ -244,9 +257,12 @@ class KeeperNetworks:
     async def _detach(self, network: str, vm: str) -> None:
         if not (self._path(network) / "keeper.sock").exists():
             return
-        if self._find_keeper(network) is None:
-            return  # what is gone holds nothing
-        await self._ask(network, "detach", {"vm": vm})
+        try:
+            await self._ask(network, "detach", {"vm": vm})
+        except HostError:
+            if self._find_keeper(network) is not None:
+                raise
+            # What is gone holds nothing.
 
     # The way out
 
@@ -304,6 +320,9 @@ class KeeperNetworks:
             pasta = found[0]
 
     # Published ports
+
+    async def _held(self, network: str, vm: str) -> dict[Key, int]:
+        return _published(await self._ask(network, "status", {"vm": vm})).get(vm, {})
 
     async def _publish_all(
         self, name: str, ports: Sequence[NetworkPort], held: Mapping[str, Mapping[Key, int]]

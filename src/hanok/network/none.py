@@ -37,6 +37,10 @@ class NoNetworks:
         """See Networks.detach."""
         self._ports.get(network, {}).pop(vm, None)
 
+    async def settle(self, network: str) -> None:
+        """See Networks.settle."""
+        self._running(network)
+
     async def publish(self, network: str, port: NetworkPort) -> None:
         """See Networks.publish."""
         ports = self._running(network)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hanok.errors import Conflict, InvalidInput
+from hanok.errors import InvalidInput
 
 BRIDGE = "br0"
 OUT = "out0"
@@ -25,6 +24,7 @@ OUT_PREFIX = 24
 DNS_FORWARD = "169.254.77.53"
 DOMAIN = "hanok"
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -35,11 +35,14 @@ class Config:
 
     ``uid`` is the unprivileged user to become, None when the daemon is not root. ``socket``
     listens for the daemon; ``routes`` is a netlink socket in the host's network namespace.
+    ``dnsmasq`` is the program's path, None when there is none, and ``mark`` the name and the
+    value of the variable in its environment that says whose it is.
     """
 
     name: str
-    home: str
     subnet: str
+    dnsmasq: str | None
+    mark: tuple[str, str]
     uid: int | None
     socket: int
     routes: int
@@ -51,7 +54,8 @@ class Config:
     @classmethod
     def parse(cls, text: str) -> Config:
         """Return the configuration that ``dump`` wrote."""
-        return cls(**json.loads(text))
+        body = json.loads(text)
+        return cls(**{**body, "mark": tuple(body["mark"])})
 
     @property
     def network(self) -> ipaddress.IPv4Network:
@@ -75,8 +79,8 @@ class Port:
 
     @property
     def tap(self) -> str:
-        """The name of its tap: at most 15 characters, the same for the same VM."""
-        return "t" + hashlib.sha256(self.vm.encode()).hexdigest()[:14]
+        """The name of its tap, 15 characters: the last 56 bits of the VM's uuid, all random."""
+        return "t" + self.vm.replace("-", "")[-14:]
 
 
 def parse_port(body: Mapping[str, Any], config: Config) -> Port:
@@ -87,6 +91,8 @@ def parse_port(body: Mapping[str, Any], config: Config) -> Port:
         mac=str(body["mac"]).lower(),
         address=str(ipaddress.IPv4Address(str(body["address"]))),
     )
+    if _UUID.fullmatch(port.vm) is None:
+        raise InvalidInput(f"{port.vm!r} is not a uuid", field="vm")
     if _NAME.fullmatch(port.host_name) is None:
         raise InvalidInput(f"{port.host_name!r} is not a host name", field="host_name")
     if _MAC.fullmatch(port.mac) is None or int(port.mac[:2], 16) & 1 or port.mac == GATEWAY_MAC:
@@ -100,16 +106,3 @@ def parse_port(body: Mapping[str, Any], config: Config) -> Port:
             expected=f"an address of {config.subnet} other than {config.gateway}",
         )
     return port
-
-
-def check_distinct(ports: Iterable[Port]) -> None:
-    """Raise Conflict when two ports share a MAC, an address or a host name."""
-    seen: dict[tuple[str, str], Port] = {}
-    for port in ports:
-        for field in ("mac", "address", "host_name"):
-            value = getattr(port, field)
-            other = seen.setdefault((field, value), port)
-            if other is not port:
-                raise Conflict(
-                    f"{field} {value} is taken by VM {other.vm} of the same network", field=field
-                )

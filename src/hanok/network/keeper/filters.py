@@ -8,7 +8,7 @@ judged in the inet family.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hanok.network.keeper.config import BRIDGE, OUT, Config, Port
 
@@ -73,29 +73,38 @@ table inet hanok {{
 {never_rules(())}"""
 
 
-def port_rules(ports: Iterable[Port]) -> str:
-    """Return the rules that make the pinned ports exactly ``ports``, in one transaction."""
-    macs, arps, addresses, clients = [], [], [], []
-    for port in ports:
-        macs.append(f'"{port.tap}" . {port.mac}')
-        arps.append(f'"{port.tap}" . {port.mac} . {port.address}')
-        addresses.append(f'"{port.tap}" . {port.mac} . {port.address}')
-        clients.append(f'"{port.tap}" . 0x{port.mac.replace(":", "")}')
+def change_rules(gone: Iterable[Port], new: Iterable[Port]) -> str:
+    """Return the rules that unpin the ports ``gone`` and pin ``new``, in one transaction.
+
+    Both may be repeated: what is deleted is added first, which does nothing when it is there,
+    because deleting what is not there would be an error.
+    """
+    removed = _elements(gone)
     return (
-        _set("bridge", "macs", macs)
-        + _set("bridge", "arps", arps)
-        + _set("bridge", "addresses", addresses)
-        + _set("bridge", "clients", clients)
+        _each_set("add", removed) + _each_set("delete", removed) + _each_set("add", _elements(new))
     )
+
+
+def _each_set(verb: str, elements: Mapping[str, list[str]]) -> str:
+    return "".join(
+        f"{verb} element bridge hanok {name} {{ {', '.join(found)} }}\n"
+        for name, found in elements.items()
+        if found
+    )
+
+
+def _elements(ports: Iterable[Port]) -> dict[str, list[str]]:
+    """Return what pins ``ports``, by the names of the sets."""
+    found: dict[str, list[str]] = {"macs": [], "arps": [], "addresses": [], "clients": []}
+    for port in ports:
+        found["macs"].append(f'"{port.tap}" . {port.mac}')
+        found["arps"].append(f'"{port.tap}" . {port.mac} . {port.address}')
+        found["addresses"].append(f'"{port.tap}" . {port.mac} . {port.address}')
+        found["clients"].append(f'"{port.tap}" . 0x{port.mac.replace(":", "")}')
+    return found
 
 
 def never_rules(networks: Iterable[str]) -> str:
     """Return the rules that make the forbidden destinations NEVER and ``networks``."""
-    return _set("inet", "never", [*NEVER, *networks])
-
-
-def _set(family: str, name: str, elements: list[str]) -> str:
-    rules = f"flush set {family} hanok {name}\n"
-    if elements:
-        rules += f"add element {family} hanok {name} {{ {', '.join(elements)} }}\n"
-    return rules
+    elements = ", ".join([*NEVER, *networks])
+    return f"flush set inet hanok never\nadd element inet hanok never {{ {elements} }}\n"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures.thread  # noqa: F401 - to_thread's; later we may not read it
 import contextlib
 import fcntl
 import os
 import socket
 import struct
-from pathlib import Path
 
-from hanok.errors import HostError
-from hanok.network.keeper import commands
+from hanok.errors import CommandFailed, HostError
+from hanok.network.keeper import rtnetlink
 from hanok.network.keeper.config import BRIDGE, GATEWAY_MAC, Config, Port
 
 _MTU = 1500
@@ -37,44 +38,66 @@ _SYSCTLS = {
 }
 
 
-async def make_bridge(config: Config) -> None:
-    """Set up the namespace's own switches, the loopback and the bridge with the gateway."""
-    for name, value in _SYSCTLS.items():
-        with contextlib.suppress(FileNotFoundError):  # no IPv6 or no br_netfilter here
-            Path("/proc/sys/net", name).write_text(value)
-    await commands.ip(
-        "link set lo up",
-        f"link add {BRIDGE} address {GATEWAY_MAC} mtu {_MTU} type bridge mcast_snooping 0",
-        f"address add {config.gateway}/{config.network.prefixlen} dev {BRIDGE}",
-        f"link set {BRIDGE} up",
-    )
+class Links:
+    """The bridge and the taps of the network namespace in which this object is made."""
 
+    def __init__(self) -> None:
+        self._netlink = rtnetlink.Rtnetlink()
+        self._bridge = 0
 
-async def make_tap(port: Port) -> int:
-    """Return the descriptor of a new tap in the bridge; one of the same name is replaced.
-
-    The bridge learns no addresses from it and floods no unknown ones to it: the filters do not
-    see frames to 01:80:c2:00:00:0x, from which it would learn (br_handle_frame in Linux).
-    """
-    await remove_tap(port)
-    descriptor = _open_tap(port.tap)
-    try:
-        await commands.ip(
-            f"link set {port.tap} mtu {_MTU} arp off master {BRIDGE}",
-            f"link set {port.tap} type bridge_slave learning off flood off",
-            f"link set {port.tap} up",
+    def make_bridge(self, config: Config) -> None:
+        """Set up the namespace's own switches, the loopback and the bridge with the gateway."""
+        for name, value in _SYSCTLS.items():
+            with (
+                contextlib.suppress(FileNotFoundError),  # no IPv6 or no br_netfilter here
+                open(f"/proc/sys/net/{name}", "w") as switch,
+            ):
+                switch.write(value)
+        self._netlink.run(
+            rtnetlink.set_up(socket.if_nametoindex("lo")),
+            rtnetlink.add_bridge(BRIDGE, GATEWAY_MAC, _MTU),
         )
-        await commands.bridge(f"fdb replace {port.mac} dev {port.tap} master static")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        self._bridge = socket.if_nametoindex(BRIDGE)
+        self._netlink.run(
+            rtnetlink.add_address(self._bridge, config.gateway, config.network.prefixlen),
+            rtnetlink.set_up(self._bridge),
+        )
 
+    async def make_tap(self, port: Port) -> int:
+        """Return the descriptor of a new tap in the bridge; one of the same name is replaced.
 
-async def remove_tap(port: Port) -> None:
-    """Remove the tap of ``port`` if there is one, even when a hypervisor still holds it."""
-    if has_link(port.tap):
-        await commands.run("ip", "link", "delete", port.tap)
+        The bridge learns no addresses from it and floods no unknown ones to it: the filters do
+        not see frames to 01:80:c2:00:00:0x, from which it would learn (br_handle_frame in Linux).
+        """
+        await self.remove_tap(port)
+        descriptor = _open_tap(port.tap)
+        try:
+            tap = socket.if_nametoindex(port.tap)
+            self._netlink.run(
+                rtnetlink.enslave(tap, self._bridge, _MTU),
+                rtnetlink.isolate_learning(tap),
+                rtnetlink.pin(tap, port.mac),
+                rtnetlink.set_up(tap),
+            )
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    async def remove_tap(self, port: Port) -> None:
+        """Remove the tap of ``port`` if there is one, even when a hypervisor still holds it.
+
+        The kernel waits for its readers then (16 ms), so that happens in a thread.
+        """
+        if has_link(port.tap):
+            await asyncio.to_thread(self._delete, port.tap)
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._netlink.run(rtnetlink.delete_link(socket.if_nametoindex(name)))
+        except (OSError, CommandFailed):
+            if has_link(name):  # else its last descriptor was closed meanwhile
+                raise
 
 
 def has_link(name: str) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -20,24 +19,24 @@ from collections.abc import Iterable
 
 from hanok.errors import HostError, TimedOut
 from hanok.network.keeper.config import BRIDGE, DNS_FORWARD, DOMAIN, Config, Port
-from hanok.proc import OWNER_VARIABLE, Owner
 
 _GENERATION = f"_generation.{DOMAIN}"
 _TIMEOUT = 10.0
-_ASK_AGAIN = 0.05
+_FIRST_PAUSE = 0.002
+_LONGEST_PAUSE = 0.05
+_PAUSE = 0.03  # so that the cost of many changes is bounded: each has dnsmasq read all again
 _RESTARTS = 5  # in a row, each less than _STABLE seconds after the one before
 _STABLE = 60.0
 _LOG_LIMIT = 1024 * 1024
 
 
-def dnsmasq_argv(config: Config, hosts: str, names: str, servers: str) -> list[str]:
-    """Return dnsmasq's command line; the three are paths of files that SIGHUP reads again.
+def dnsmasq_options(config: Config, hosts: str, names: str, servers: str) -> list[str]:
+    """Return dnsmasq's options; the three are paths of files that SIGHUP reads again.
 
     An empty user and group keep dnsmasq from changing either, which a user namespace forbids.
     """
     network = config.network
     return [
-        "dnsmasq",
         "--keep-in-foreground",
         "--conf-file=/dev/null",
         "--user=",
@@ -83,76 +82,129 @@ def _generation_address(generation: int) -> str:
 
 
 class NameServer:
-    """dnsmasq, restarted when it dies, a bounded number of times."""
+    """dnsmasq, restarted when it dies, a bounded number of times.
+
+    Changes are asked for by ``update``, which returns at once, and are carried out one after the
+    other in the background: what is asked for meanwhile is one change together.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._files = {name: os.memfd_create(name) for name in ("hosts", "names", "servers")}
-        self._generation = 0
+        self._ports: tuple[Port, ...] = ()
+        self._upstream = False
+        self._generation = 0  # the number of what is asked for
+        self._in_force = 0  # the number of what dnsmasq was seen to serve
+        self._changed = asyncio.Event()
+        self._progress = asyncio.Condition()
         self._process: asyncio.subprocess.Process | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._serving = False
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._renewing = False
         self._leased: dict[str, str] = {}  # address: MAC, as far as dnsmasq may remember
         self.failure: str | None = None
 
-    async def update(self, ports: Iterable[Port], *, upstream: bool) -> None:
-        """Serve exactly ``ports``; returns when that is in force, starts dnsmasq if need be.
+    def update(self, ports: Iterable[Port], *, upstream: bool) -> None:
+        """Ask for exactly ``ports`` to be served, and names of others only if ``upstream``.
 
-        Raises HostError when dnsmasq is missing or ends, TimedOut when it does not answer.
+        Starts dnsmasq if need be, also when it was given up.
         """
-        ports = tuple(ports)
-        reused = any(self._leased.get(port.address, port.mac) != port.mac for port in ports)
-        self._leased.update({port.address: port.mac for port in ports})
+        self._ports, self._upstream = tuple(ports), upstream
         self._generation += 1
-        self._write("hosts", hosts_text(ports))
-        self._write("names", names_text(ports, self._generation))
-        self._write("servers", f"server={DNS_FORWARD}\n" if upstream else "")
-        if self._supervisor is None or self._supervisor.done():
+        self._changed.set()
+        if not self._tasks or any(task.done() for task in self._tasks):
+            for task in self._tasks:
+                task.cancel()
             self.failure = None
-            self._supervisor = asyncio.create_task(self._supervise())
-        elif reused:
-            self._renew(ports)
-        elif self._serving and self._process is not None:
-            # Before it serves it has no handler: the signal would end it.
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGHUP)
-        await self._wait_in_force(self._generation)
+            self._tasks = (
+                asyncio.create_task(self._carry_out()),  # writes the files that dnsmasq reads
+                asyncio.create_task(self._supervise()),
+            )
 
-    def _renew(self, ports: Iterable[Port]) -> None:
-        """Start dnsmasq afresh, without a memory of leases.
+    async def settle(self) -> None:
+        """Return when all that was asked for before is in force.
 
-        It would keep an address for the card that had it before, for ever: a guest that is ended
-        does not give its lease back. Guests that run do not notice, their leases never expire.
+        Raises HostError when dnsmasq is missing or was given up, TimedOut when it does not answer.
         """
-        self._leased = {port.address: port.mac for port in ports}
-        if self._process is not None and self._process.returncode is None:
-            self._renewing = True
-            self._process.kill()
+        generation = self._generation
+
+        def decided() -> bool:
+            return self._in_force >= generation or self.failure is not None
+
+        try:
+            async with asyncio.timeout(_TIMEOUT), self._progress:
+                await self._progress.wait_for(decided)
+        except TimeoutError:
+            raise TimedOut(f"dnsmasq did not answer within {_TIMEOUT:g} s") from None
+        if self._in_force < generation:
+            raise HostError(str(self.failure), hint="see keeper.log of the network")
 
     async def stop(self) -> None:
         """End dnsmasq."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _write(self, name: str, text: str) -> None:
-        os.ftruncate(self._files[name], 0)
-        os.pwrite(self._files[name], text.encode(), 0)
+    async def _carry_out(self) -> None:
+        """Bring what is asked for into force, for ever, with a pause behind each change."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            generation = self._generation
+            self._write_files()
+            self._forget_leases()
+            await self._wait_in_force(generation)
+            self._in_force = generation
+            await self._tell()
+            await asyncio.sleep(_PAUSE)
+
+    async def _tell(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
+
+    async def _give_up(self, reason: str) -> None:
+        self.failure = reason
+        await self._tell()
+
+    def _write_files(self) -> None:
+        texts = {
+            "hosts": hosts_text(self._ports),
+            "names": names_text(self._ports, self._generation),
+            "servers": f"server={DNS_FORWARD}\n" if self._upstream else "",
+        }
+        for name, text in texts.items():
+            os.ftruncate(self._files[name], 0)
+            os.pwrite(self._files[name], text.encode(), 0)
+
+    def _forget_leases(self) -> None:
+        """Start dnsmasq afresh when an address goes to another card than before.
+
+        It would keep the address for the card that had it, for ever: a guest that is ended does
+        not give its lease back. Guests that run do not notice, their leases never expire.
+        """
+        now = {port.address: port.mac for port in self._ports}
+        if any(self._leased.get(address, mac) != mac for address, mac in now.items()):
+            self._leased = now
+            if self._process is not None and self._process.returncode is None:
+                self._renewing = True
+                self._process.kill()
+        self._leased.update(now)
 
     async def _wait_in_force(self, generation: int) -> None:
+        """Have dnsmasq read its files until it answers with the number of this change.
+
+        It is told only once it answers: before that it has no handler, and SIGHUP would end it.
+        """
         wanted = socket.inet_aton(_generation_address(generation))
-        try:
-            async with asyncio.timeout(_TIMEOUT):
-                while await _ask(self._config.gateway) != wanted:
-                    if self.failure is not None:
-                        raise HostError(self.failure, hint="see keeper.log of the network")
-                    if self._generation > generation:
-                        return  # a later change holds this one too, and waits for itself
-                    await asyncio.sleep(_ASK_AGAIN)
-        except TimeoutError:
-            raise TimedOut(f"dnsmasq did not answer within {_TIMEOUT:g} s") from None
-        self._serving = True
+        pause = _FIRST_PAUSE
+        told = False
+        while (answer := await _ask(self._config.gateway)) != wanted:
+            if answer is None or told:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            told = answer is not None and not told
+            if told and self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGHUP)
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
@@ -162,7 +214,7 @@ class NameServer:
             try:
                 status = await self._run_once()
             except OSError as error:
-                self.failure = f"dnsmasq could not be started: {error.strerror}"
+                await self._give_up(f"dnsmasq could not be started: {error.strerror}")
                 return
             if self._renewing:
                 self._renewing = False
@@ -170,29 +222,29 @@ class NameServer:
             print(f"dnsmasq ended with status {status}", file=sys.stderr, flush=True)
             failures = failures + 1 if loop.time() - started < _STABLE else 1
             if failures > _RESTARTS:
-                self.failure = f"dnsmasq ended {failures} times, the last with status {status}"
+                await self._give_up(
+                    f"dnsmasq ended {failures} times, the last with status {status}"
+                )
                 return
             await asyncio.sleep(0.05 * 2**failures)
 
     async def _run_once(self) -> int:
-        if shutil.which("dnsmasq") is None:
+        if self._config.dnsmasq is None:
             raise FileNotFoundError(2, "it is not installed (package dnsmasq-base)")
         paths = {name: f"/proc/{os.getpid()}/fd/{fd}" for name, fd in self._files.items()}
-        owner = Owner(home=self._config.home, kind="dnsmasq", ident=self._config.name)
-        self._serving = False
+        variable, mark = self._config.mark
         self._process = process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--no-new-privs"),
-            *dnsmasq_argv(self._config, **paths),
+            *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", self._config.dnsmasq),
+            *dnsmasq_options(self._config, **paths),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, OWNER_VARIABLE: owner.mark()},
+            env={**os.environ, variable: mark},
         )
         try:
             await _copy_log(process.stderr)
             return await process.wait()
         finally:
-            self._serving = False
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import stat
-from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
@@ -21,7 +20,7 @@ _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
-_TUN = Path("/dev/net/tun")
+_TUN = "/dev/net/tun"
 _TUN_NUMBER = (10, 200)
 _OOM_SCORE = -500  # its death would cut off every VM of the network
 
@@ -42,7 +41,7 @@ def enter(uid: int | None) -> None:
     """
     if uid is not None:
         with contextlib.suppress(PermissionError):  # root without CAP_SYS_RESOURCE
-            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+            _write("/proc/self/oom_score_adj", str(_OOM_SCORE))
         _make_private_tun()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -53,14 +52,20 @@ def enter(uid: int | None) -> None:
     _call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)
     owner, group = os.geteuid(), os.getegid()
     _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {owner} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"0 {owner} 1")
+    _write("/proc/self/gid_map", f"0 {group} 1")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def _make_private_tun() -> None:
     _call("unshare", _CLONE_NEWNS)
     _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
     _call("mount", b"none", b"/dev/net", b"tmpfs", _MS_NOSUID | _MS_NOEXEC, b"mode=755,size=64k")
+    before = os.umask(0)
     os.mknod(_TUN, stat.S_IFCHR | 0o666, os.makedev(*_TUN_NUMBER))
-    _TUN.chmod(0o666)  # the umask is ours
+    os.umask(before)

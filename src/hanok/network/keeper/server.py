@@ -14,9 +14,12 @@ from typing import Any
 
 from hanok.errors import HanokError, InvalidInput, NotFound
 from hanok.network import wire
-from hanok.network.keeper import commands, filters, links, relay, routes
-from hanok.network.keeper.config import OUT, Config, Port, check_distinct, parse_port
+from hanok.network.keeper import filters, relay, routes
+from hanok.network.keeper.config import OUT, Config, Port, parse_port
+from hanok.network.keeper.links import Links, has_link
 from hanok.network.keeper.names import NameServer
+from hanok.network.keeper.nftables import Nftables
+from hanok.network.keeper.ports import Ports
 
 Body = dict[str, Any]
 _CLIENT_TIMEOUT = 30
@@ -28,10 +31,12 @@ class Keeper:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._ports: dict[str, Port] = {}
+        self._ports = Ports()
         self._others: tuple[str, ...] = ()
         self._host: frozenset[str] = frozenset()
         self._upstream = False
+        self._links = Links()
+        self._filters = Nftables()
         self._names = NameServer(config)
         self._relays = relay.Relays()
         self._lock = asyncio.Lock()
@@ -44,13 +49,14 @@ class Keeper:
             "publish": self._publish,
             "connect": self._connect,
             "outward": self._outward,
+            "settle": self._settle,
         }
 
     async def start(self) -> None:
-        """Make bridge, filters and name server, then take requests. Raises HanokError, OSError."""
-        await links.make_bridge(self._config)
-        await commands.nft(filters.base_rules(self._config))
-        await self._names.update((), upstream=False)
+        """Make filters and bridge, then take requests. Raises HanokError, OSError."""
+        self._filters.run(filters.base_rules(self._config))
+        self._links.make_bridge(self._config)
+        self._names.update((), upstream=False)
         self._keep(self._follow_host())
         self._keep(self._accept())
 
@@ -111,57 +117,76 @@ class Keeper:
         except (OSError, KeyError, ValueError, TypeError, TimeoutError) as error:
             return _failure(HanokError(f"the network's keeper failed: {error!r}"))
 
-    async def _status(self, _: wire.Message) -> wire.Message:
+    async def _status(self, message: wire.Message) -> wire.Message:
+        """``vm``: whose published ports are wanted; without it all."""
+        vm = message.body.get("vm")
+        vms = [port.vm for port in self._ports] if vm is None else [str(vm)]
         return wire.Message(
             {
                 "protocol": wire.PROTOCOL,
                 "subnet": self._config.subnet,
-                "outward": links.has_link(OUT),
+                "outward": has_link(OUT),
                 "failure": self._names.failure,
-                "vms": list(self._ports),
-                "published": {vm: _ports_body(self._relays.published(vm)) for vm in self._ports},
+                "published": {vm: _ports_body(self._relays.published(vm)) for vm in vms},
             }
         )
 
     async def _set_ports(self, message: wire.Message) -> wire.Message:
-        ports = {p.vm: p for p in (parse_port(b, self._config) for b in message.body["ports"])}
+        ports = Ports(parse_port(body, self._config) for body in message.body["ports"])
         others = tuple(str(other) for other in message.body.get("others", ()))
         async with self._lock:
-            await self._apply_ports(ports)
-            await self._forbid(self._host, others)
-        return await self._status(message)
+            for port in list(self._ports):
+                if port != ports.get(port.vm):
+                    await self._unplug(port)
+            new = [port for port in ports if self._ports.get(port.vm) is None]
+            self._filters.run(filters.change_rules((), new))
+            for port in new:
+                self._ports.put(port)
+            self._serve_names()
+            self._forbid(self._host, others)
+        return await self._status(wire.Message({}))
 
     async def _attach(self, message: wire.Message) -> wire.Message:
         port = parse_port(message.body["port"], self._config)
         async with self._lock:
-            before = dict(self._ports)
-            await self._apply_ports({**before, port.vm: port})
+            self._ports.check(port)
             try:
-                descriptor = await links.make_tap(port)
+                old = self._ports.get(port.vm)
+                if old is not None and old != port:
+                    await self._unplug(old)
+                self._filters.run(filters.change_rules((), [port]))
+                self._ports.put(port)
+                descriptor = await self._links.make_tap(port)
             except HanokError:
-                before.pop(port.vm, None)
-                await self._apply_ports(before)
+                self._filters.run(filters.change_rules([port], ()))
+                self._ports.remove(port.vm)
                 raise
+            finally:
+                self._serve_names()
         return wire.Message({}, (descriptor,))
 
     async def _detach(self, message: wire.Message) -> wire.Message:
-        vm = str(message.body["vm"])
         async with self._lock:
-            await self._apply_ports({k: p for k, p in self._ports.items() if k != vm})
+            port = self._ports.get(str(message.body["vm"]))
+            if port is not None:
+                await self._unplug(port)
+                self._serve_names()
         return wire.Message({})
 
-    async def _apply_ports(self, ports: Mapping[str, Port]) -> None:
-        """Pin, lease and name exactly ``ports``; what is not among them loses all it has."""
-        check_distinct(ports.values())
-        if ports == self._ports and self._names.failure is None:
-            return
-        for vm, port in self._ports.items():
-            if vm not in ports:
-                await self._relays.publish(vm, port.address, {}, {})
-                await links.remove_tap(port)
-        await commands.nft(filters.port_rules(ports.values()))
-        self._ports = dict(ports)
-        await self._names.update(ports.values(), upstream=self._upstream)
+    async def _unplug(self, port: Port) -> None:
+        """Take from a VM all it has, first its tap: without pins that is of no use to it."""
+        await self._relays.publish(port.vm, port.address, {}, {})
+        await self._links.remove_tap(port)
+        self._filters.run(filters.change_rules([port], ()))
+        self._ports.remove(port.vm)
+
+    def _serve_names(self) -> None:
+        self._names.update(self._ports, upstream=self._upstream)
+
+    async def _settle(self, _: wire.Message) -> wire.Message:
+        """Answer when names and leases of all changes before this are in force."""
+        await self._names.settle()
+        return wire.Message({})
 
     async def _publish(self, message: wire.Message) -> wire.Message:
         """``ports``: [address, host port, guest port]; a descriptor for each with ``new``."""
@@ -184,7 +209,7 @@ class Keeper:
 
     async def _connect(self, message: wire.Message) -> wire.Message:
         address = str(message.body["address"])
-        if not any(port.address == address for port in self._ports.values()):
+        if self._ports.find(address) is None:
             raise NotFound(f"no VM of network {self._config.name} has the address {address}")
         sock = await relay.connect(
             address, int(message.body["port"]), float(message.body["timeout"])
@@ -197,17 +222,17 @@ class Keeper:
             upstream = bool(message.body["upstream"])
             if upstream != self._upstream:
                 self._upstream = upstream
-                await self._names.update(self._ports.values(), upstream=upstream)
+                self._serve_names()
         return wire.Message({})
 
     def _port(self, vm: str) -> Port:
-        try:
-            return self._ports[vm]
-        except KeyError:
+        port = self._ports.get(vm)
+        if port is None:
             raise NotFound(
                 f"VM {vm} is not attached to network {self._config.name}",
                 hint="start the VM first",
-            ) from None
+            )
+        return port
 
     async def _follow_host(self) -> None:
         """Keep the host's addresses among the forbidden destinations."""
@@ -226,11 +251,11 @@ class Keeper:
                 dump |= heard.there
                 host = frozenset(dump) if heard.done else self._host | heard.there
                 async with self._lock:
-                    await self._forbid(host, self._others)
+                    self._forbid(host, self._others)
 
-    async def _forbid(self, host: frozenset[str], others: tuple[str, ...]) -> None:
+    def _forbid(self, host: frozenset[str], others: tuple[str, ...]) -> None:
         if (host, others) != (self._host, self._others):
-            await commands.nft(filters.never_rules((*others, *host)))
+            self._filters.run(filters.never_rules((*others, *host)))
             self._host, self._others = host, others
 
 
