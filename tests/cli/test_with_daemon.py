@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -129,6 +130,52 @@ def test_the_life_of_a_vm(real: Hanok) -> None:
     assert json.loads(run(real, "list", "--json").stdout) == []
     names = [json.loads(line)["name"] for line in run(real, "events", "--json").stdout.splitlines()]
     assert {"created", "ready", "paused", "stopped", "deleted"} <= set(names)
+
+
+def test_a_template_and_its_clones(real: Hanok) -> None:
+    run(real, "run", "micro", "--name", "web", "--memory", "128M", "--disk", "1G")
+    made = run(real, "template", "create", "base", "--from", "web")
+    assert "hanok clone base" in made.stdout
+    done = run(real, "clone", "base", "--count", "2", "--name", "web-{n}", "--first", "7")
+    assert re.search(r"^2 clones of base are ready, web-7, web-8, [0-9.]+ s$", done.stdout, re.M)
+    detail = json.loads(run(real, "show", "web-8", "--json").stdout)
+    assert (detail["template"], detail["clone"], detail["state"]) == ("base", "instant", "ready")
+    assert "base (instant)" in run(real, "show", "web-8").stdout
+    single = run(real, "clone", "base", "--name", "alone", "--full", "--json")
+    assert json.loads(single.stdout) == {"names": ["alone"]}
+    shown = json.loads(run(real, "template", "show", "base", "--json").stdout)
+    assert shown["clones"] == ["web-7", "web-8"]
+    refused = real("template", "delete", "base")
+    assert refused.returncode == 1
+    assert "web-7, web-8" in refused.stderr
+    fit = json.loads(run(real, "fit", "--template", "base", "--json").stdout)
+    assert fit["cost_most"] > 128 * 1024 * 1024
+    assert run(real, "host", "show").stdout.count("policy") == 1
+    run(real, "delete", "--force", "web-7", "web-8")
+    run(real, "template", "delete", "base")
+    names = [one["name"] for one in json.loads(run(real, "template", "list", "--json").stdout)]
+    assert "base" not in names
+
+
+def test_bad_clones_change_nothing(real: Hanok) -> None:
+    missing = real("clone", "gone", "--name", "x", "--json")
+    assert (missing.returncode, json.loads(missing.stderr)["code"]) == (1, "not-found")
+    run(real, "run", "micro", "--name", "web", "--memory", "128M", "--disk", "1G", "--cold")
+    run(real, "template", "create", "base", "--from", "web")
+    unnumbered = real("clone", "base", "--name", "x", "--count", "2")
+    assert unnumbered.returncode == 2
+    assert "2 clones need {n} in the name" in unnumbered.stderr
+    for words, field in (
+        (("--name", "X"), "name"),
+        (("--name", "x", "--count", "0"), "count"),
+        (("--name", "x", "--publish", "80"), "publish.0"),
+    ):
+        done = real("clone", "base", *words, "--json")
+        assert done.returncode == 2, done.stderr
+        assert json.loads(done.stderr)["field"] == field
+    assert real("template", "create", "base", "--from", "web").returncode == 1
+    assert real("template", "create", "other", "--from", "gone").returncode == 1
+    assert [vm["name"] for vm in json.loads(run(real, "list", "--json").stdout)] == ["web"]
 
 
 def test_bad_input_changes_nothing_and_names_the_field(real: Hanok) -> None:

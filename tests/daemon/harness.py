@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -103,6 +104,31 @@ class Daemon:
         self.done(self.client.run(spec))
         return self.client.vm(name)
 
+    def sh(self, name: str, script: str) -> str:
+        """Run a shell script in a guest, see it succeed, and return what it printed."""
+        answer = self.client.execute(name, ["sh", "-c", script], stdin=None, timeout=60)
+        assert answer["exit_status"] == 0, answer
+        return base64.b64decode(answer["stdout"]).decode()
+
+    def freeze(self, template: str, source: str) -> Any:
+        """Make a template and return it as lists show it."""
+        self.done(self.client.create_template(template, source))
+        return self.client.template(template)
+
+    def clone(self, template: str, name: str, **fields: Any) -> list[str]:
+        """Make clones and return their names."""
+        wanted = {"template": template, "name": name, **fields}
+        names = self.done(self.client.clone(wanted))["result"]["names"]
+        assert isinstance(names, list)
+        return names
+
+    def empty(self) -> None:
+        """Delete every VM, then every template."""
+        for vm in self.client.vms():
+            self.done(self.client.delete(vm["name"], force=True))
+        for template in self.client.templates():
+            self.client.delete_template(template["name"])
+
     def log(self) -> str:
         """Return what the daemon said."""
         return (self.home / "test.log").read_text(errors="replace")
@@ -114,7 +140,7 @@ class Daemon:
             for process in find_owned(self.home)
             if is_alive(process.pid)
         ]
-        for folder in (self.home / "vms", self.home / "networks"):
+        for folder in (self.home / "vms", self.home / "networks", self.home / "templates"):
             if folder.exists():
                 found += [str(path) for path in folder.rglob("*")]
         return found
@@ -136,8 +162,7 @@ def new_daemon(hypervisor: str, images: Path, **environ: str) -> Iterator[Daemon
     try:
         daemon.start()
         yield daemon
-        for vm in daemon.client.vms():
-            daemon.done(daemon.client.delete(vm["name"], force=True))
+        daemon.empty()
         daemon.stop()
         assert daemon.left_over() == []
     except BaseException:

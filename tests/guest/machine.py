@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,17 @@ def _seed_words(mode: Mode, seed: Path) -> list[str]:
     return [f"-drive {drive}", f"-device {device},drive=seed"]
 
 
-def _argv(image: Image, folder: Path, mode: Mode, work: Path, memory: int) -> list[str]:
-    """Return QEMU's arguments; the disks are never written, the NIC leads nowhere."""
+def _devices(mode: Mode, network: str | None) -> list[str]:
+    if network is None:
+        return _DEVICES[mode]
+    wired = [word.replace("romfile=", "romfile=,netdev=net") for word in _DEVICES[mode]]
+    return [f"-netdev user,id=net,restrict=on,{network}", *wired]
+
+
+def _argv(
+    image: Image, folder: Path, mode: Mode, work: Path, memory: int, network: str | None
+) -> list[str]:
+    """Return QEMU's arguments; the disks are never written, the NIC leads nowhere outside."""
     kernel = _kernel_for(image, mode)
     drive = f"file={folder / image.disk},format={image.disk_format},if=none,id=root,snapshot=on"
     words = [
@@ -63,7 +72,7 @@ def _argv(image: Image, folder: Path, mode: Mode, work: Path, memory: int) -> li
         f"-chardev socket,id=agent,path={work / 'agent'},server=on,wait=off",
         f"-chardev socket,id=console,path={work / 'console'},server=on,wait=on",
         "-device isa-serial,chardev=console,index=0",
-        *_DEVICES[mode],
+        *_devices(mode, network),
         *(_seed_words(mode, work / "seed") if (work / "seed").exists() else []),
     ]
     return [*" ".join(words).split(), "-append", kernel.cmdline]
@@ -78,16 +87,20 @@ async def boot(
     *,
     seed: bytes | None = None,
     memory: int = 256,
+    network: str | None = None,
+    more: Sequence[str] = (),
 ) -> AsyncIterator[Guest]:
     """Boot ``image``, with a seed if there is one, and yield the guest; QEMU has ended afterwards.
 
     ``work`` is an empty folder with a short path, for sockets, the seed and the console's log.
+    ``network``: options of QEMU's own network (it serves DHCP); none: nothing is at the NIC.
+    ``more`` are further arguments of QEMU.
     """
     if seed is not None:
         (work / "seed").write_bytes(seed)
     async with contextlib.AsyncExitStack() as stack:
         process = await asyncio.create_subprocess_exec(
-            *_argv(image, folder, mode, work, memory), cwd=work
+            *_argv(image, folder, mode, work, memory, network), *more, cwd=work
         )
         stack.push_async_callback(_end, process)
         reader, writer = await _open(work / "console", process)

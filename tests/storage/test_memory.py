@@ -375,6 +375,78 @@ for fd in held:
         assert find_in_process(pid, SIZE) is None
 
 
+ATTACKS = """
+import ctypes, fcntl, mmap, os, sys
+fd, size = int(sys.argv[1]), int(sys.argv[2])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.madvise.argtypes = libc.mprotect.argtypes
+READ, WRITE, SHARED, PRIVATE, REMOVE, PUNCH = 1, 2, 1, 2, 9, 3
+
+def checked(result):
+    if result in (-1, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "refused")
+    return result
+
+def fill(target):
+    source, sink = os.pipe()
+    os.write(sink, b"x" * 4096)
+    os.splice(source, target, 4096, offset_dst=0) if hasattr(os, "splice") else os.write(target, b"x")
+
+def poke(protection, flags, advice=None):
+    address = checked(libc.mmap(None, size, protection, flags, fd, 0))
+    if advice is not None:
+        checked(libc.madvise(address, size, advice))
+    checked(libc.mprotect(address, size, READ | WRITE))
+    ctypes.memset(address, 0x78, 4096)
+    if flags == PRIVATE:
+        raise OSError("only its own copy was written")
+
+attacks = {
+    "write": lambda: os.pwrite(fd, b"x", 0),
+    "reopen": lambda: os.pwrite(os.open(f"/proc/self/fd/{fd}", os.O_RDWR), b"x", 0),
+    "reopen and cut": lambda: os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_TRUNC),
+    "splice": lambda: fill(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)),
+    "cut": lambda: os.ftruncate(fd, 0),
+    "punch": lambda: checked(libc.fallocate(fd, PUNCH, ctypes.c_long(0), ctypes.c_long(4096))),
+    "map": lambda: poke(READ | WRITE, SHARED),
+    "map, then allow": lambda: poke(READ, SHARED),
+    "map private": lambda: poke(READ | WRITE, PRIVATE),
+    "discard": lambda: poke(READ | WRITE, PRIVATE, REMOVE),
+    "discard shared": lambda: poke(READ, SHARED, REMOVE),
+    "unseal": lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0),
+    "hide": lambda: os.fchmod(fd, 0),
+}
+for name, attack in attacks.items():
+    try:
+        attack()
+    except OSError:
+        continue
+    print(name)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_hostile_clone_cannot_change_the_memory_of_its_template(saved: tuple[Path, str]) -> None:
+    path, checksum = saved
+    with closing(load_memory(path, SIZE, checksum)) as fd:
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", ATTACKS, str(fd), str(SIZE)],
+            pass_fds=(fd,),
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            check=False,
+        )
+        assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+        assert check_memory(fd, SIZE, checksum)
+
+
 def test_a_process_that_is_gone_has_nothing() -> None:
     with holder("") as pid:
         pass

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanok import __version__
-from hanok.api import guests, host, resources, vms
+from hanok.api import guests, host, resources, templates, vms
 from hanok.api.common import problem_response
 from hanok.errors import HanokError, InvalidInput, NotFound
 from hanok.services.bundle import Services
@@ -53,7 +53,13 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for router in (vms.router, guests.router, host.router, resources.router):
+    for router in (
+        vms.router,
+        guests.router,
+        templates.router,
+        host.router,
+        resources.router,
+    ):
         app.include_router(router, prefix="/v1")
     app.add_exception_handler(HanokError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_parameter)

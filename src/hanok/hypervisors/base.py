@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from hanok.model.host import HypervisorFacts
+from hanok.model.image import Base as Base
 from hanok.model.image import DiskFormat, Kernel
 from hanok.model.vm import Mode
 from hanok.proc import Account
@@ -21,14 +22,6 @@ class RunState(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     CRASHED = "crashed"
-
-
-@dataclass(frozen=True)
-class Base:
-    """A file that an overlay stands on; never written."""
-
-    path: Path
-    format: DiskFormat
 
 
 @dataclass(frozen=True)

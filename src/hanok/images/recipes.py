@@ -23,7 +23,14 @@ _ALIASES = {"debian": "debian:12"}
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,126}[a-z0-9+.]", re.A)
 
 _KERNELS = ("linux-image-cloud-amd64", "linux-image-amd64")
-_MICRO_PACKAGES = (*_KERNELS, "busybox-static", "e2fsprogs", "qemu-guest-agent", "xenstore-utils")
+_MICRO_PACKAGES = (
+    *_KERNELS,
+    "busybox-static",
+    "e2fsprogs",
+    "perl-base",
+    "qemu-guest-agent",
+    "xenstore-utils",
+)
 _DEBIAN_PACKAGES = (
     *_KERNELS,
     "busybox-static",

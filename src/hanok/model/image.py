@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from pydantic import Field
 
@@ -15,6 +17,14 @@ class DiskFormat(StrEnum):
 
     QCOW2 = "qcow2"
     RAW = "raw"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A disk file that an overlay stands on; never written."""
+
+    path: Path
+    format: DiskFormat
 
 
 class Kernel(Frozen):

@@ -74,9 +74,13 @@ class StackVm(VmSpec):
 
 
 class StackMachine(Frozen):
-    """One VM to be made: its definition, and the VMs that must be ready before it starts."""
+    """One VM to be made: its definition, and the VMs that must be ready before it starts.
+
+    ``like`` is the first of the replicas, of which the others are clones.
+    """
 
     spec: VmSpec
+    like: Name | None = None
     depends_on: tuple[Name, ...] = ()
 
 
@@ -146,6 +150,7 @@ class Stack(Frozen):
             StackMachine(
                 spec=validated(VmSpec, {**fields, "name": name}, f"vms.{vm.name}"),
                 depends_on=after,
+                like=vm.names()[0] if name != vm.names()[0] and not vm.cold else None,
             )
             for name in vm.names()
         )

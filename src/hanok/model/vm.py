@@ -178,4 +178,6 @@ class VmRecord(Frozen):
     ready_seconds: float | None = None
     evidence: Evidence | None = None
     clone: Clone | None = None
+    instance_id: str | None = Field(default=None, description="in its seed; none: its uuid")
+    internal: bool = Field(default=False, description="made by Hanok for itself: in no list")
     boot: str | None = Field(default=None, description="how it last came up, for people")

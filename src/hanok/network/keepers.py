@@ -25,11 +25,13 @@ from hanok.network.keeper.routes import open_routes
 from hanok.network.publish import Key, as_mapping, as_publishes, open_listeners
 from hanok.proc import (
     OWNER_VARIABLE,
+    OwnedProcess,
     Owner,
     Runner,
     find_owned,
-    find_program,
     kill_and_wait,
+    owner_of,
+    require_program,
     send_signal,
     wait_for_exit,
 )
@@ -39,8 +41,6 @@ _NAMES = "dnsmasq"
 _OWN_KINDS = (KIND, outward.KIND, _NAMES)
 _START_TIMEOUT = 20
 _TERM_TIMEOUT = 5
-_QUICK_DEATHS = 3  # of pasta in a row, before it is left alone
-_STABLE = 60.0
 
 
 class KeeperNetworks:
@@ -59,8 +59,7 @@ class KeeperNetworks:
         self._python = python
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._records: dict[str, NetworkRecord] = {}
-        self._reasons: dict[str, str | None] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._outward: dict[str, outward.WayOut] = {}
 
     async def ensure(self, record: NetworkRecord, ports: Sequence[NetworkPort]) -> NetworkStatus:
         """See Networks.ensure."""
@@ -74,12 +73,11 @@ class KeeperNetworks:
             body = {"ports": [_port_body(port) for port in ports], "others": others}
             seen = await self._ask(name, "ports", body)
             problems = await self._publish_all(name, ports, _published(seen))
-            await self._ensure_outward(record, keeper)
-            await self.settle(name)
+            self._hold_outward(record, keeper)
             undo.pop_all()
             if problems:
                 raise problems[0]
-            return await self._status(name)
+            return self._seen(name, seen)
 
     async def attach(self, network: str, port: NetworkPort) -> int:
         """See Networks.attach."""
@@ -100,6 +98,9 @@ class KeeperNetworks:
 
     async def settle(self, network: str) -> None:
         """See Networks.settle."""
+        way = self._outward.get(network)
+        if way is not None:
+            await way.settle()
         # A keeper of an earlier version does not know it: there attach itself waits.
         with contextlib.suppress(InvalidInput):
             await self._ask(network, "settle")
@@ -140,11 +141,9 @@ class KeeperNetworks:
 
     async def close(self) -> None:
         """See Networks.close."""
-        watchers = list(self._watchers.values())
-        self._watchers.clear()
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        ways = list(self._outward.values())
+        self._outward.clear()
+        await asyncio.gather(*(way.close() for way in ways))
 
     def _path(self, name: str) -> Path:
         if re.fullmatch(NAME_PATTERN, name) is None:
@@ -164,32 +163,44 @@ class KeeperNetworks:
         return await ask(path, op, body, descriptors=descriptors, timeout=timeout)
 
     async def _status(self, name: str) -> NetworkStatus:
-        seen = (await self._ask(name, "status")).body
-        out = bool(seen["outward"])
-        reason = seen["failure"] or (None if out else self._reasons.get(name))
-        return NetworkStatus(running=seen["failure"] is None, outward=out, reason=reason)
+        return self._seen(name, await self._ask(name, "status", {"vm": ""}))
+
+    def _seen(self, name: str, answer: wire.Message) -> NetworkStatus:
+        failure = answer.body["failure"]
+        record, way = self._records.get(name), self._outward.get(name)
+        reason = way.reason if way is not None else None
+        if record is not None and not record.outward:
+            reason = "the network was created without a way out"
+        out = bool(answer.body["outward"]) and reason is None
+        return NetworkStatus(running=failure is None, outward=out, reason=failure or reason)
 
     # Starting and ending
 
+    def _find_processes(self, name: str) -> list[OwnedProcess]:
+        """Return the processes of a network, the keeper first."""
+        found = [
+            process
+            for process in find_owned(self._home)
+            if process.owner.kind in _OWN_KINDS and process.owner.ident == name
+        ]
+        return sorted(found, key=lambda process: process.owner.kind != KIND)
+
     def _find_keeper(self, name: str) -> int | None:
-        for process in find_owned(self._home, KIND):
-            # Its short-lived children (nft, ip) have its mark, but are no session leaders.
-            if process.owner.ident == name and _leads_session(process.pid):
-                return process.pid
-        return None
+        found = [p.pid for p in self._find_processes(name) if p.owner.kind == KIND]
+        return found[0] if found else None
 
     async def _find_or_start(self, record: NetworkRecord) -> tuple[int, bool]:
         """Return the keeper's process and whether it was started by this call."""
-        pid = self._find_keeper(record.name)
-        if pid is not None:
-            try:
-                seen = (await self._ask(record.name, "status")).body
-                if seen["subnet"] == record.subnet and seen["protocol"] == wire.PROTOCOL:
-                    return pid, False
-            except TimedOut:
-                raise  # it lives: ending it would cut off its VMs
-            except HostError:
-                pass  # nobody can reach it any more
+        try:
+            seen = (await self._ask(record.name, "status", {"vm": ""})).body
+            if seen["subnet"] == record.subnet and seen["protocol"] == wire.PROTOCOL:
+                keeper = self._find_keeper(record.name)
+                if keeper is not None:
+                    return keeper, False
+        except TimedOut:
+            raise  # it lives: ending it would cut off its VMs
+        except HostError:
+            pass  # there is none, or nobody can reach it any more
         await self._end(record.name)
         return await self._start(record), True
 
@@ -223,7 +234,7 @@ class KeeperNetworks:
             config = Config(
                 name=record.name,
                 subnet=record.subnet,
-                dnsmasq=find_program("dnsmasq"),
+                dnsmasq=require_program("dnsmasq", "dnsmasq-base"),
                 mark=(OWNER_VARIABLE, Owner(str(self._home), _NAMES, record.name).mark()),
                 uid=_uid(record),
                 socket=listener.fileno(),
@@ -238,19 +249,19 @@ class KeeperNetworks:
 
     async def _end(self, name: str) -> None:
         path = self._path(name)
-        watcher = self._watchers.pop(name, None)
-        if watcher is not None and watcher is not asyncio.current_task():
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-        keeper = self._find_keeper(name)
-        if keeper is not None:
-            send_signal(keeper, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wait_for_exit(keeper), _TERM_TIMEOUT)
-        for process in list(find_owned(self._home)):
-            if process.owner.kind in _OWN_KINDS and process.owner.ident == name:
-                await kill_and_wait(process.pid)
-        self._reasons.pop(name, None)
+        way = self._outward.pop(name, None)
+        if way is not None:
+            await way.close()
+        # Ended, the keeper may have left one that it had just started: look again.
+        while processes := self._find_processes(name):
+            first = processes[0]
+            if first.owner.kind == KIND:
+                send_signal(first.pid, signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(wait_for_exit(first.pid), _TERM_TIMEOUT)
+            for process in processes:
+                if owner_of(process.pid) == process.owner:
+                    await kill_and_wait(process.pid)
         if path.exists():
             await asyncio.to_thread(shutil.rmtree, path)
 
@@ -264,60 +275,19 @@ class KeeperNetworks:
                 raise
             # What is gone holds nothing.
 
-    # The way out
-
-    async def _ensure_outward(self, record: NetworkRecord, keeper: int) -> None:
+    def _hold_outward(self, record: NetworkRecord, keeper: int) -> None:
+        """Have a way out made in the background, when there is to be one and none is held."""
         name = record.name
-        if not record.outward:
-            self._reasons[name] = "the network was created without a way out"
+        held = self._outward.get(name)
+        if not record.outward or (held is not None and not held.given_up):
             return
-        pids = outward.find_pasta(self._home, name)
-        if pids and outward.is_attached(keeper):
-            self._watch(record, pids[0])
-            return
-        for pid in pids:
-            await kill_and_wait(pid)
-        try:
-            pid = await outward.start_pasta(
-                self._runner,
-                home=self._home,
-                network=name,
-                keeper=keeper,
-                uid=_uid(record),
-                log=self._path(name) / "pasta.log",
-            )
-        except HostError as error:
-            self._reasons[name] = error.message
-            await self._ask(name, "outward", {"upstream": False})
-            return
-        self._reasons[name] = None
-        await self._ask(name, "outward", {"upstream": True})
-        self._watch(record, pid)
 
-    def _watch(self, record: NetworkRecord, pasta: int) -> None:
-        watcher = self._watchers.get(record.name)
-        if watcher is None or watcher.done():
-            self._watchers[record.name] = asyncio.create_task(self._follow(record, pasta))
+        async def tell(upstream: bool) -> None:
+            await self._ask(name, "outward", {"upstream": upstream})
 
-    async def _follow(self, record: NetworkRecord, pasta: int) -> None:
-        """Start pasta again when it ends, until it ends too quickly too often."""
-        loop = asyncio.get_running_loop()
-        deaths = 0
-        while deaths < _QUICK_DEATHS:
-            started = loop.time()
-            await wait_for_exit(pasta)
-            deaths = deaths + 1 if loop.time() - started < _STABLE else 1
-            async with self._locks[record.name]:
-                keeper = self._find_keeper(record.name)
-                if keeper is None:
-                    return
-                self._reasons[record.name] = "pasta has ended"
-                with contextlib.suppress(HanokError):
-                    await self._ensure_outward(record, keeper)
-            found = outward.find_pasta(self._home, record.name)
-            if not found:
-                return
-            pasta = found[0]
+        log = self._path(name) / "pasta.log"
+        target = outward.Target(self._home, name, keeper, _uid(record), log)
+        self._outward[name] = outward.WayOut(self._runner, target, tell)
 
     # Published ports
 
@@ -381,13 +351,6 @@ class KeeperNetworks:
             }
             descriptors = [sock.fileno() for sock in opened.values()]
             await self._ask(name, "publish", body, descriptors=descriptors)
-
-
-def _leads_session(pid: int) -> bool:
-    try:
-        return os.getsid(pid) == pid
-    except ProcessLookupError:
-        return False
 
 
 def _uid(record: NetworkRecord) -> int | None:

@@ -7,17 +7,32 @@ sockets there, so nothing of the host's network configuration changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from hanok.errors import HostError
+from hanok.errors import HanokError, HostError
 from hanok.network.keeper.config import DNS_FORWARD, OUT, OUT_ADDRESS, OUT_GATEWAY, OUT_PREFIX
-from hanok.proc import Owner, Runner, find_owned, find_program, is_alive, kill_and_wait, reap
+from hanok.proc import (
+    Owner,
+    Runner,
+    find_owned,
+    find_program,
+    is_alive,
+    kill_and_wait,
+    reap,
+    wait_for_exit,
+)
 
 KIND = "pasta"
 _TIMEOUT = 10.0
-_ASK_AGAIN = 0.02
+_ASK_AGAIN = 0.005
+_QUICK_DEATHS = 3  # of pasta in a row, before it is left alone
+_STABLE = 60.0
+_RTF_REJECT = 0x200  # linux/route.h
 _LOG_LIMIT = 1024 * 1024
 # pasta opens the device as the network's user: see keeper/namespace.py.
 _PRIVATE_TUN = (
@@ -46,10 +61,12 @@ def pasta_argv(keeper: int, uid: int | None, mtu: int = 1500) -> list[str]:
     return [*private, *become, *argv]
 
 
-async def default_route(runner: Runner) -> bool:
-    """Return whether this host has an IPv4 default route."""
-    done = await runner.run(["ip", "-j", "-4", "route", "show", "default"], timeout=10)
-    return bool(json.loads(done.stdout or b"[]"))
+def default_route() -> bool:
+    """Return whether this host has an IPv4 default route (the kernel's fib_trie.c: route)."""
+    with open("/proc/thread-self/net/route") as file:
+        routes = [line.split() for line in file.readlines()[1:]]
+    # Interface, destination, gateway, flags, three counters, mask.
+    return any(r[1] == r[7] == "00000000" and not int(r[3], 16) & _RTF_REJECT for r in routes)
 
 
 async def host_routes(runner: Runner) -> tuple[str, ...]:
@@ -73,25 +90,35 @@ def is_attached(keeper: int) -> bool:
     return any(line.split()[:2] == [OUT, "00000000"] for line in routes)
 
 
-async def start_pasta(
-    runner: Runner, *, home: Path, network: str, keeper: int, uid: int | None, log: Path
-) -> int:
+@dataclass(frozen=True)
+class Target:
+    """What pasta is attached to: the namespaces of process ``keeper``, as user ``uid``."""
+
+    home: Path
+    network: str
+    keeper: int
+    uid: int | None
+    log: Path
+
+
+async def start_pasta(runner: Runner, target: Target) -> int:
     """Attach a new pasta to the keeper and return its pid once traffic can pass.
 
     Raises HostError with what pasta said when it cannot.
     """
     if find_program("pasta") is None:
         raise HostError("the program pasta is not installed (package passt)")
-    if not await default_route(runner):
+    if not default_route():
         raise HostError("this host has no default route")
+    log = target.log
     if log.exists() and log.stat().st_size > _LOG_LIMIT:
         os.truncate(log, 0)
     start = log.stat().st_size if log.exists() else 0
-    owner = Owner(home=str(home), kind=KIND, ident=network)
-    pid = await runner.spawn(pasta_argv(keeper, uid), owner=owner, output=log)
+    owner = Owner(home=str(target.home), kind=KIND, ident=target.network)
+    pid = await runner.spawn(pasta_argv(target.keeper, target.uid), owner=owner, output=log)
     try:
         async with asyncio.timeout(_TIMEOUT):
-            while not is_attached(keeper):
+            while not is_attached(target.keeper):
                 if not is_alive(pid):
                     reap(pid)
                     raise HostError(f"pasta did not start: {_said(log, start)}")
@@ -102,6 +129,66 @@ async def start_pasta(
             raise HostError(f"pasta did not attach within {_TIMEOUT:g} s") from None
         raise
     return pid
+
+
+class WayOut:
+    """Keeps pasta attached to a keeper, in the background, until it ends too quickly too often.
+
+    ``tell`` is called with whether traffic can pass, each time that this changes. ``reason``
+    says why it cannot, None when it can.
+    """
+
+    def __init__(
+        self, runner: Runner, target: Target, tell: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        self.reason: str | None = "the way out is being made"
+        self._runner = runner
+        self._target = target
+        self._tell = tell
+        self._decided = asyncio.Event()
+        self._task = asyncio.create_task(self._hold())
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nothing will change any more."""
+        return self._task.done()
+
+    async def settle(self) -> None:
+        """Return once there is a way out, or a reason why there is none."""
+        await self._decided.wait()
+
+    async def close(self) -> None:
+        """Let go of pasta, which goes on."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _hold(self) -> None:
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        try:
+            while deaths < _QUICK_DEATHS and is_alive(self._target.keeper):
+                started = loop.time()
+                pid = await self._find_or_start()
+                await self._tell(True)
+                self.reason = None
+                self._decided.set()
+                await wait_for_exit(pid)
+                self.reason = "pasta has ended"
+                deaths = deaths + 1 if loop.time() - started < _STABLE else 1
+        except HanokError as error:
+            self.reason = error.message
+        finally:
+            self._decided.set()
+        with contextlib.suppress(HanokError):
+            await self._tell(False)
+
+    async def _find_or_start(self) -> int:
+        pids = find_pasta(self._target.home, self._target.network)
+        if pids and is_attached(self._target.keeper):
+            return pids[0]
+        for pid in pids:
+            await kill_and_wait(pid)
+        return await start_pasta(self._runner, self._target)
 
 
 def _said(log: Path, start: int) -> str:

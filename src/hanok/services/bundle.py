@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hanok.services.capacity import CapacityService
+from hanok.services.clones import CloneService
+from hanok.services.drafts import Drafts
 from hanok.services.guests import Guests
 from hanok.services.host import HostService
 from hanok.services.images import ImageService
 from hanok.services.lifecycle import Lifecycle
+from hanok.services.memories import Memories
 from hanok.services.networks import NetworkService
 from hanok.services.operations import Operations
 from hanok.services.parts import Parts
 from hanok.services.recovery import Recovery
 from hanok.services.stacks import StackService
+from hanok.services.templates import TemplateService
 from hanok.services.views import Views
 from hanok.services.vms import VmService
+from hanok.services.warm import WarmStarts
+from hanok.services.warmup import WarmMaker
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class Services:
     vms: VmService
     images: ImageService
     networks: NetworkService
+    memories: Memories
+    templates: TemplateService
+    warmup: WarmMaker
+    clones: CloneService
     stacks: StackService
     capacity: CapacityService
     views: Views
@@ -42,6 +52,7 @@ class Services:
         await self.guests.close()
         await self.parts.hypervisor.close()
         await self.parts.networks.close()
+        self.memories.close()
         await self.parts.store.close()
 
 
@@ -49,10 +60,14 @@ def make_services(parts: Parts) -> Services:
     """Return the services that work with ``parts``."""
     operations = Operations(parts.store, parts.events)
     guests = Guests(parts)
-    lifecycle = Lifecycle(parts, guests)
+    memories = Memories(parts)
+    lifecycle = Lifecycle(parts, guests, memories)
     capacity = CapacityService(parts)
     networks = NetworkService(parts)
-    vms = VmService(parts, lifecycle, operations, capacity, networks)
+    drafts = Drafts(parts, capacity, networks)
+    templates = TemplateService(parts, operations, guests, memories)
+    warm = WarmStarts(parts, operations, templates, drafts)
+    vms = VmService(parts, lifecycle, operations, capacity, drafts, warm)
     views = Views(parts, capacity)
     return Services(
         parts=parts,
@@ -61,9 +76,13 @@ def make_services(parts: Parts) -> Services:
         vms=vms,
         images=ImageService(parts, operations),
         networks=networks,
-        stacks=StackService(parts, vms, networks, capacity, operations, views),
+        memories=memories,
+        templates=templates,
+        warmup=WarmMaker(parts, operations, templates, vms),
+        clones=CloneService(parts, operations, drafts, templates, vms),
+        stacks=StackService(parts, vms, networks, capacity, operations, views, templates, drafts),
         capacity=capacity,
         views=views,
         host=HostService(parts, operations),
-        recovery=Recovery(parts, guests, lifecycle, vms, operations),
+        recovery=Recovery(parts, guests, lifecycle, vms, templates, operations),
     )

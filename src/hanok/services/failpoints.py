@@ -24,7 +24,25 @@ START_STEPS = (
 )
 STOP_STEPS = ("stop.begin", "stop.asked", "stop.gone", "stop.detached", "stop.end")
 DELETE_STEPS = ("delete.begin", "delete.stopped", "delete.folder", "delete.end")
-ALL_STEPS = ("run.accepted", *START_STEPS, *STOP_STEPS, *DELETE_STEPS)
+# Every step of a clone that goes on from memory, after its operation was accepted.
+CLONE_STEPS = (
+    "clone.accepted",
+    "clone.files",
+    "clone.process",
+    "clone.connected",
+    "clone.resumed",
+    "clone.identity",
+    "start.ready",
+)
+TEMPLATE_STEPS = ("template.accepted", "template.frozen", "template.saved", "template.end")
+ALL_STEPS = (
+    "run.accepted",
+    *START_STEPS,
+    *STOP_STEPS,
+    *DELETE_STEPS,
+    *CLONE_STEPS,
+    *TEMPLATE_STEPS,
+)
 
 
 class Failpoints:

@@ -60,8 +60,10 @@ class ImageService:
         await self._parts.events.commit(event=make_event("image", image.ref, "deleted", image.id))
 
     async def _users(self, image: Image) -> list[str]:
-        vms = await self._parts.store.vms()
-        return [vm.spec.name for vm in vms if vm.image_id == image.id]
+        store = self._parts.store
+        users = [vm.spec.name for vm in await store.vms() if vm.image_id == image.id]
+        templates = [t.name for t in await store.templates() if t.image_id == image.id]
+        return users + [f"the template {name}" for name in templates]
 
     async def list(self) -> list[ImageView]:
         """Return the images on this host."""

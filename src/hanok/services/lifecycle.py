@@ -5,32 +5,33 @@ from __future__ import annotations
 import contextlib
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from hanok.errors import AgentRefused, GuestError, HanokError, NotReady
 from hanok.guest.evidence import collect_evidence
-from hanok.guest.keys import ensure_key_pair, make_host_key
 from hanok.guest.readiness import wait_addresses, wait_ready
-from hanok.guest.seed import SeedData, build_seed
 from hanok.hypervisors.base import Machine, RunState
 from hanok.hypervisors.optional import CanReprobe
-from hanok.model.image import Image
-from hanok.model.vm import Evidence, VmRecord, VmState, Wanted
+from hanok.model.image import Base, DiskFormat, Image
+from hanok.model.vm import CloneKind, Evidence, VmRecord, VmState, Wanted
 from hanok.services.events import make_event
 from hanok.services.guests import Guests
+from hanok.services.instant import InstantStart, is_fresh_instant
 from hanok.services.machines import (
+    VmFiles,
     account_of,
     choose_kernel,
     files_of,
-    give_file,
     machine_of,
     make_folders,
     remove_folder,
+    template_files,
 )
+from hanok.services.memories import Memories
 from hanok.services.operations import Report
 from hanok.services.parts import Parts, changed
 from hanok.services.plugs import Plugs, ports_of
-from hanok.storage.volumes import check_disk_size, create_overlay
+from hanok.services.seeds import write_seed
+from hanok.storage.volumes import check_disk_size, create_overlay, flatten
 from hanok.store.base import DeleteVm
 
 _PROBE_IMAGE = "micro"
@@ -42,15 +43,18 @@ _RUNS = (RunState.RUNNING, RunState.PAUSED)
 class Lifecycle:
     """Brings a VM up, makes sure that it is what was asked for, and takes it down again."""
 
-    def __init__(self, parts: Parts, guests: Guests) -> None:
+    def __init__(self, parts: Parts, guests: Guests, memories: Memories) -> None:
         self._parts = parts
         self._guests = guests
+        self._instant = InstantStart(parts, guests, memories)
         self._plugs = Plugs(parts)
 
     async def start(self, record: VmRecord, report: Report) -> VmRecord:
         """Bring the VM to the state RUNNING; when that fails, nothing of the try is left."""
         hit = self._parts.failpoints.hit
         hit("start.begin")
+        if is_fresh_instant(record):
+            return await self._start_instant(record)
         await self._measure(report)
         image, record = await self._choose_image(record, report)
         hit("start.image")
@@ -71,9 +75,23 @@ class Lifecycle:
             await self._guests.connect(record)
             hit("start.guest")
             record = changed(
-                record, state=VmState.RUNNING, reason=None, started=time.time(), ready_seconds=None
+                record,
+                state=VmState.RUNNING,
+                reason=None,
+                started=time.time(),
+                ready_seconds=None,
+                evidence=None,
+                boot=record.boot or "booted",
             )
             await self._parts.save(record, event="running")
+            undo.pop_all()
+        return record
+
+    async def _start_instant(self, record: VmRecord) -> VmRecord:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.release, record)
+            undo.push_async_callback(self._parts.hypervisor.kill, record.uuid)
+            record = await self._instant.start(record)
             undo.pop_all()
         return record
 
@@ -107,42 +125,32 @@ class Lifecycle:
 
     async def _make_files(self, record: VmRecord, image: Image) -> None:
         settings, hit = self._parts.settings, self._parts.failpoints.hit
-        files, account = files_of(settings, record.uuid), account_of(record.uid)
-        make_folders(files, account)
+        files = files_of(settings, record.uuid)
+        make_folders(files, account_of(record.uid))
         hit("start.folder")
+        await self._make_disk(record, image, files)
+        hit("start.disk")
+        if not files.seed.exists():
+            await write_seed(self._parts, record, image)
+        hit("start.seed")
+
+    async def _make_disk(self, record: VmRecord, image: Image, files: VmFiles) -> None:
+        runner, account, clone = self._parts.runner, account_of(record.uid), record.clone
+        base, base_format = self._parts.images.path(image) / image.disk, image.disk_format
+        if clone is not None:
+            frozen = template_files(self._parts.settings, clone.template).disk
+            if clone.kind is CloneKind.FULL:
+                bases = (Base(base, base_format),)
+                await flatten(runner, disk=frozen, bases=bases, path=files.disk, account=account)
+                return
+            base, base_format = frozen, DiskFormat.QCOW2
         await create_overlay(
-            self._parts.runner,
-            base=self._parts.images.path(image) / image.disk,
-            image=image,
+            runner,
+            base=base,
+            base_format=base_format,
             path=files.disk,
             size=record.spec.disk,
             account=account,
-        )
-        hit("start.disk")
-        if not files.seed.exists():
-            give_file(files.seed, await self._seed(record, image, files.host_key), account)
-        hit("start.seed")
-
-    async def _seed(self, record: VmRecord, image: Image, host_key: Path) -> bytes:
-        runner, settings = self._parts.runner, self._parts.settings
-        pair = await ensure_key_pair(settings.keys, runner)
-        private: str | None = None
-        public: str | None = None
-        if image.ssh_user is not None:
-            made = await make_host_key(runner, settings.keys)
-            private, public = made.private, made.public
-            give_file(host_key, public.encode(), None)
-        return build_seed(
-            SeedData(
-                instance_id=record.uuid,
-                host_name=record.spec.name,
-                user_data=record.spec.user_data,
-                authorized_keys=(pair.public,),
-                host_key_private=private,
-                host_key_public=public,
-                ssh_user=image.ssh_user,
-                cloud_init=image.cloud_init,
-            )
         )
 
     async def _start_process(self, record: VmRecord, machine: Machine) -> None:
@@ -163,8 +171,10 @@ class Lifecycle:
                 probe=self._guests.probe(record),
                 cloud_init=bool(image and image.cloud_init),
             )
-            await self._wait_addresses(record, image)
-            evidence = await self._evidence(record, image)
+            evidence = record.evidence
+            if not is_fresh_instant(record):
+                await self._wait_addresses(record, image)
+                evidence = await self._evidence(record, image)
             if evidence is not None and evidence.contradiction is not None:
                 raise GuestError(
                     f"{record.spec.name} does not run as asked: {evidence.contradiction}",
@@ -175,7 +185,10 @@ class Lifecycle:
             raise NotReady(error.message, hint=error.hint) from error
         self._parts.failpoints.hit("start.ready")
         seconds = round(time.time() - (record.started or time.time()), 3)
-        record = changed(record, state=VmState.READY, ready_seconds=seconds, evidence=evidence)
+        clone = record.clone.model_copy(update={"fresh": False}) if record.clone else None
+        record = changed(
+            record, state=VmState.READY, ready_seconds=seconds, evidence=evidence, clone=clone
+        )
         await self._parts.save(record, event="ready", message=f"after {seconds:.1f} s")
         return record
 
@@ -274,6 +287,7 @@ class Lifecycle:
             reason=reason,
             started=None,
             evidence=None,
+            boot=None,
         )
         event = "failed" if reason else "stopped"
         await self._parts.save(record, event=event, message=reason or "")

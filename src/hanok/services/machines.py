@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hanok.config import Settings
 from hanok.errors import Unsupported
-from hanok.hypervisors.base import Base, Disk, Machine, Nic
-from hanok.model.image import DiskFormat, Image, Kernel
-from hanok.model.vm import Mode, VmRecord
+from hanok.hypervisors.base import Disk, Machine, Nic
+from hanok.model.image import Base, DiskFormat, Image, Kernel
+from hanok.model.vm import CloneKind, Mode, VmRecord
 from hanok.proc import Account
 
 
@@ -51,6 +51,42 @@ class VmFiles:
         return self.folder / "console.log"
 
 
+@dataclass(frozen=True)
+class TemplateFiles:
+    """Where the files of one template are: the daemon's own, never written again.
+
+    The folder's name, a random uuid, is what keeps VMs that are no clones of it away from the
+    disk; the memory and the devices' state are passed as descriptors.
+    """
+
+    folder: Path
+
+    @property
+    def disk(self) -> Path:
+        """The frozen root disk, an overlay on the image's."""
+        return self.folder / "disk.qcow2"
+
+    @property
+    def overlay(self) -> Path:
+        """An empty overlay on ``disk``: each clone gets a copy of it."""
+        return self.folder / "overlay.qcow2"
+
+    @property
+    def memory(self) -> Path:
+        """The guest's RAM."""
+        return self.folder / "memory"
+
+    @property
+    def state(self) -> Path:
+        """The state of the devices."""
+        return self.folder / "state"
+
+
+def template_files(settings: Settings, ident: str) -> TemplateFiles:
+    """Return where the files of template ``ident`` are."""
+    return TemplateFiles(settings.templates / ident)
+
+
 def files_of(settings: Settings, uuid: str) -> VmFiles:
     """Return where the files of VM ``uuid`` are."""
     return VmFiles(settings.vms / uuid)
@@ -69,12 +105,16 @@ def make_folders(files: VmFiles, account: Account | None) -> None:
         os.chown(files.machine, account.uid, account.gid)
 
 
-def give_file(path: Path, data: bytes, account: Account | None) -> None:
-    """Write ``data`` to ``path``, 0600, owned by ``account``; whole or not at all."""
+def give_file(path: Path, data: bytes, account: Account | None, *, size: int = 0) -> None:
+    """Write ``data`` to ``path``, 0600, owned by ``account``; whole or not at all.
+
+    Zeros follow up to ``size`` bytes.
+    """
     draft = path.with_suffix(".new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.truncate(max(size, len(data)))
         file.flush()
         os.fsync(file.fileno())
         if account is not None:
@@ -115,7 +155,7 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         name="root",
         path=files.disk,
         format=DiskFormat.QCOW2,
-        bases=(Base(image_folder / image.disk, image.disk_format),),
+        bases=_bases(settings, record, Base(image_folder / image.disk, image.disk_format)),
     )
     seed = Disk(name="seed", path=files.seed, format=DiskFormat.RAW, read_only=True)
     return Machine(
@@ -128,9 +168,27 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         account=account_of(record.uid),
         disks=(root, seed),
         nics=tuple(Nic(mac=nic.mac, network=nic.network) for nic in record.nics),
-        kernel=choose_kernel(image, record.mode),
+        kernel=_named_kernel(choose_kernel(image, record.mode), record.uuid),
         kernel_folder=image_folder,
         agent=image.agent,
         machine_type=record.machine_type,
         tcg_buffer=record.spec.tcg_buffer,
     )
+
+
+def _bases(settings: Settings, record: VmRecord, image: Base) -> tuple[Base, ...]:
+    """Return what the VM's root disk stands on, the nearest first."""
+    if record.clone is None:
+        return (image,)
+    if record.clone.kind is CloneKind.FULL:
+        return ()
+    disk = template_files(settings, record.clone.template).disk
+    return (Base(disk, DiskFormat.QCOW2), image)
+
+
+def _named_kernel(kernel: Kernel | None, uuid: str) -> Kernel | None:
+    """Return the kernel with the machine's identity on its command line (machine-id(5))."""
+    if kernel is None:
+        return None
+    cmdline = f"{kernel.cmdline} systemd.machine_id={uuid.replace('-', '')}"
+    return kernel.model_copy(update={"cmdline": cmdline})

@@ -31,19 +31,25 @@ class Work:
     task: asyncio.Task[None] | None = None
     parent: Work | None = None
     cancelled_by_user: bool = False
+    quiet: bool = False
 
     @property
     def by_user(self) -> bool:
         """Whether a user cancelled it: what it made goes away again."""
         return self.cancelled_by_user or (self.parent is not None and self.parent.by_user)
 
-    def part(self, kind: str, target: str) -> Work:
-        """Return a part of this work on another target; its reports come out prefixed."""
+    def part(self, kind: str, target: str, *, quiet: bool = False) -> Work:
+        """Return a part of this work on another target.
+
+        Its reports come out prefixed, those of a ``quiet`` one not at all.
+        """
         update = {"kind": kind, "target": target}
-        return Work(self.operation.model_copy(update=update), parent=self)
+        return Work(self.operation.model_copy(update=update), parent=self, quiet=quiet)
 
     def report(self, message: str, fraction: float | None = None) -> None:
         """Show ``message`` and how much is done (0 to 1, None: unknown) to all who follow."""
+        if self.quiet:
+            return
         if self.parent is not None:
             self.parent.report(f"{self.operation.target}: {message}", self.parent.done)
             return

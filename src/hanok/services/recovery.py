@@ -15,6 +15,7 @@ from hanok.services.guests import Guests
 from hanok.services.lifecycle import Lifecycle
 from hanok.services.operations import Operations
 from hanok.services.parts import Parts, changed, is_up
+from hanok.services.templates import TemplateService
 from hanok.services.vms import VmService
 
 _log = logging.getLogger(__name__)
@@ -30,27 +31,31 @@ class Recovery:
         guests: Guests,
         lifecycle: Lifecycle,
         vms: VmService,
+        templates: TemplateService,
         operations: Operations,
     ) -> None:
         self._parts = parts
         self._guests = guests
         self._lifecycle = lifecycle
         self._vms = vms
+        self._templates = templates
         self._operations = operations
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Sweep what belongs to nothing, adopt what runs, go on with what was left unfinished."""
         records = await self._parts.store.vms()
+        await self._templates.recover()
         await self._sweep(records)
         await self._adopt_networks(records)
         unfinished = await self._parts.store.operations(unfinished=True)
         busy = {operation.target for operation in unfinished}
+        busy |= {uuid for operation in unfinished for uuid in operation.arguments.get("vms", ())}
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def adopt(record: VmRecord) -> None:
             async with gate:
-                if record.spec.name in busy or record.stack in busy:
+                if busy & {record.spec.name, record.stack, record.uuid}:
                     await self._reach(record)
                 else:
                     await self._adopt(record)
@@ -113,6 +118,8 @@ class Recovery:
         state = await self._parts.hypervisor.adopt(self._parts.machine(record))
         if state in (RunState.RUNNING, RunState.PAUSED):
             await self._take_over(record)
+            if state is RunState.PAUSED and record.wanted is Wanted.RUNNING:
+                await self._parts.hypervisor.resume(record.uuid)  # it was being frozen
             return
         crashed = state is RunState.CRASHED
         reason = self._lifecycle.crash_reason(record, state, "") if crashed else None

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from hanok.errors import Conflict, HanokError, NotFound
+from hanok.errors import Conflict, HanokError, NotFound, Unsupported
 from hanok.model.operation import Operation
 from hanok.model.stack import Stack, StackMachine, parse_stack
+from hanok.model.template import TemplateOwner, TemplateRecord, TemplateState
 from hanok.model.views import StackView
 from hanok.model.vm import VmRecord, VmSpec, VmState, Wanted
 from hanok.placement.admission import admit
 from hanok.services.capacity import CapacityService
+from hanok.services.drafts import Drafts
 from hanok.services.events import make_event
 from hanok.services.networks import NetworkService
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, changed
+from hanok.services.templates import TemplateService
 from hanok.services.views import Views
 from hanok.services.vms import VmService, check_definition
-from hanok.store.base import PutVm
+from hanok.store.base import PutTemplate, PutVm
 
 
 class StackService:
@@ -32,6 +35,8 @@ class StackService:
         capacity: CapacityService,
         operations: Operations,
         views: Views,
+        templates: TemplateService,
+        drafts: Drafts,
     ) -> None:
         self._parts = parts
         self._vms = vms
@@ -39,6 +44,8 @@ class StackService:
         self._capacity = capacity
         self._operations = operations
         self._views = views
+        self._templates = templates
+        self._drafts = drafts
         operations.register("up", self._up, cancellable=True)
         operations.register("down", self._down)
 
@@ -103,6 +110,8 @@ class StackService:
         counter = _Counter(work, len(machines))
         for machine in machines:
             needed = [tasks[name] for name in machine.depends_on]
+            if machine.like is not None:
+                needed.append(tasks[machine.like])
             tasks[machine.spec.name] = asyncio.create_task(
                 self._bring_up_one(stack.name, machine, needed, work, counter)
             )
@@ -133,7 +142,7 @@ class StackService:
         record = await self._parts.store.find_vm(machine.spec.name)
         created = record is None
         if record is None:
-            record = await self._create(machine.spec, stack)
+            record = await self._create(machine, stack, part)
         try:
             await self._bring_up(record, created, part)
         except HanokError as error:
@@ -142,12 +151,46 @@ class StackService:
         counter.one_more()
         return created
 
-    async def _create(self, spec: VmSpec, stack: str) -> VmRecord:
+    async def _create(self, machine: StackMachine, stack: str, part: Work) -> VmRecord:
+        template: TemplateRecord | None = None
+        if machine.like is not None:
+            template = await self._template_of(machine.like, stack, part)
+        spec = machine.spec
         async with self._parts.locks.admission:
-            record = await self._vms.prepare(spec, stack)
+            if template is None:
+                record = await self._vms.prepare(spec, stack)
+            else:
+                (record,) = await self._drafts.draft([spec], template=template, stack=stack)
             event = make_event("vm", spec.name, "created", f"of stack {stack}")
             await self._parts.events.commit(PutVm(record), event=event)
         return record
+
+    async def _template_of(self, first: str, stack: str, part: Work) -> TemplateRecord | None:
+        """Return the template that the replicas of ``first`` are cloned from, made if need be.
+
+        None when it cannot be frozen: then each of them boots.
+        """
+        source = await self._parts.vm(first)
+        name = f"replicas-{source.uuid[:12]}"
+        async with self._parts.locks.by_vm[f"template {name}"]:
+            for template in await self._parts.store.templates():
+                if template.name == name and template.state is TemplateState.READY:
+                    usable = await self._templates.why_not_instant(template) is None
+                    return template if usable else None
+            try:
+                owner = TemplateOwner.STACK
+                record = await self._templates.prepare(source, name, owner, stack)
+            except (Unsupported, Conflict):
+                return None
+            await self._parts.events.commit(PutTemplate(record))
+            try:
+                return await self._templates.make(record, part)
+            except Unsupported:
+                await self._templates.forget(record)
+                return None
+            except (HanokError, asyncio.CancelledError):
+                await self._templates.forget(record)
+                raise
 
     async def _bring_up(self, record: VmRecord, created: bool, part: Work) -> None:
         if created or record.state is VmState.CREATING:
@@ -178,6 +221,9 @@ class StackService:
                 return_exceptions=True,
             )
             _raise_first(results)
+            for template in await self._parts.store.templates():
+                if template.stack == name:
+                    await self._templates.forget(template)
             for network in await self._parts.store.networks():
                 if network.stack == name:
                     await self._networks.delete(network.name)

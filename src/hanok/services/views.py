@@ -59,7 +59,8 @@ class Views:
         """Return all VMs."""
         facts = await self._parts.hypervisor.probe()
         names = await self._template_names()
-        return [vm_view(record, facts, names) for record in await self._parts.store.vms()]
+        records = [vm for vm in await self._parts.store.vms() if not vm.internal]
+        return [vm_view(record, facts, names) for record in records]
 
     async def _template_names(self) -> dict[str, str]:
         return {template.id: template.name for template in await self._parts.store.templates()}

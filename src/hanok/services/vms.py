@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from hanok.errors import Conflict, HanokError, InvalidInput, NotReady
+from hanok.errors import Conflict, HanokError, NotReady
 from hanok.guest.seed import SeedData, build_seed
 from hanok.hypervisors.base import MachineEvent, RunState
 from hanok.images.recipes import resolve
 from hanok.model.operation import Operation
-from hanok.model.vm import NicRecord, VmRecord, VmSpec, VmState, Wanted
-from hanok.network.base import free_address, make_mac
+from hanok.model.vm import VmRecord, VmSpec, VmState, Wanted
 from hanok.services.capacity import CapacityService
+from hanok.services.drafts import Drafts, check_duplicates
 from hanok.services.events import make_event
 from hanok.services.lifecycle import Lifecycle
-from hanok.services.networks import NetworkService
 from hanok.services.operations import Operations, Work
-from hanok.services.parts import Parts, changed, is_up, new_uuid
+from hanok.services.parts import Parts, changed, is_up
+from hanok.services.warm import WarmStarts
 from hanok.store.base import PutVm
 
-_UIDS = 50_000
-_EVERYWHERE = "0.0.0.0"  # noqa: S104 - compared with, never bound to
 # What a later stop or delete replaces: nobody needs to wait for a guest that is to go.
 _BRINGS_UP = ("run", "start", "restart", "resume")
 
@@ -38,13 +35,15 @@ class VmService:
         lifecycle: Lifecycle,
         operations: Operations,
         capacity: CapacityService,
-        networks: NetworkService,
+        drafts: Drafts,
+        warm: WarmStarts,
     ) -> None:
         self._parts = parts
         self._lifecycle = lifecycle
         self._operations = operations
         self._capacity = capacity
-        self._networks = networks
+        self._drafts = drafts
+        self._warm = warm
         operations.register("run", self._run, cancellable=True)
         operations.register("start", self._start, cancellable=True)
         for kind, handler in {
@@ -79,46 +78,9 @@ class VmService:
         Conflict or NotAdmitted; makes nothing but the network named default.
         """
         check_definition(spec)
-        mode = self._parts.hypervisor.choose_mode(spec.mode)
-        everyone = await self._parts.store.vms()
-        if any(vm.spec.name == spec.name for vm in everyone):
-            raise Conflict(
-                f"a VM named {spec.name} exists already",
-                field="name",
-                hint=f"choose another name, or 'hanok delete {spec.name}' first",
-            )
-        for name in spec.networks:
-            await self._networks.find_or_default(name)
-        _check_publish(spec, everyone)
-        await self._capacity.admit(spec, everyone)
-        uuid = new_uuid()
-        return VmRecord(
-            uuid=uuid,
-            spec=spec,
-            wanted=Wanted.RUNNING,
-            created=time.time(),
-            uid=self._free_uid(everyone),
-            mode=mode,
-            hypervisor=self._parts.hypervisor.name,
-            nics=await self._addresses(uuid, spec, everyone),
-            stack=stack,
-        )
-
-    def _free_uid(self, everyone: list[VmRecord]) -> int:
-        taken = {vm.uid for vm in everyone}
-        base = self._parts.settings.uid_base
-        return next(uid for uid in range(base, base + _UIDS) if uid not in taken)
-
-    async def _addresses(
-        self, uuid: str, spec: VmSpec, everyone: list[VmRecord]
-    ) -> tuple[NicRecord, ...]:
-        nics: list[NicRecord] = []
-        for index, name in enumerate(spec.networks):
-            network = await self._parts.network(name)
-            taken = [nic.address for vm in everyone for nic in vm.nics if nic.network == name]
-            address = free_address(network.subnet, taken)
-            nics.append(NicRecord(network=name, mac=make_mac(uuid, index), address=address))
-        return tuple(nics)
+        start = await self._warm.choose(spec)
+        (record,) = await self._drafts.draft([spec], template=start.template, stack=stack)
+        return changed(record, boot=start.boot)
 
     async def start(self, name: str) -> Operation:
         """Bring a stopped VM up. Raises Conflict when it is up, NotAdmitted without room."""
@@ -213,12 +175,13 @@ class VmService:
                     await self._lifecycle.remove(record)
                 raise
             try:
-                await self._lifecycle.become_ready(record, work.report)
+                record = await self._lifecycle.become_ready(record, work.report)
             except asyncio.CancelledError:
                 if work.by_user:
                     await self._end(record, work)
                     await self._lifecycle.remove(record)
                 raise
+        await self._warm.consider(record)
 
     async def _start(self, work: Work) -> dict[str, Any]:
         record = await self._parts.vm(work.operation.target)
@@ -326,38 +289,4 @@ def check_definition(spec: VmSpec) -> None:
             cloud_init=recipe.kind == "debian",
         )
     )
-    _check_duplicates(spec)
-
-
-def _check_duplicates(spec: VmSpec) -> None:
-    if len(set(spec.networks)) != len(spec.networks):
-        raise InvalidInput(
-            "a network is named twice", field="networks", expected="each network once"
-        )
-    published = [(port.address, port.host_port) for port in spec.publish]
-    if len(set(published)) != len(published):
-        raise InvalidInput(
-            "a host port is published twice", field="publish", expected="each host port once"
-        )
-    if spec.publish and not spec.networks:
-        raise InvalidInput(
-            "ports are published, but the VM is on no network",
-            field="publish",
-            expected="a VM with a network",
-        )
-
-
-def _check_publish(spec: VmSpec, everyone: list[VmRecord]) -> None:
-    for port in spec.publish:
-        for vm in everyone:
-            for other in vm.spec.publish:
-                same = port.address == other.address or _EVERYWHERE in (
-                    port.address,
-                    other.address,
-                )
-                if port.host_port == other.host_port and same:
-                    raise Conflict(
-                        f"port {port.host_port} is published by {vm.spec.name} already",
-                        field="publish",
-                        hint="choose another host port",
-                    )
+    check_duplicates(spec)

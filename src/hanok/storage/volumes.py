@@ -5,16 +5,19 @@ The base is never written; its format is always named, never probed (CVE-2015-75
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hanok.errors import InvalidInput
-from hanok.model.image import Image
+from hanok.model.image import Base, DiskFormat, Image
 from hanok.proc import Account, Limits, Runner
 from hanok.units import GIB, format_size
 
 # OpenStack caps qemu-img so that a hostile header costs no more than this (CVE-2015-5162).
-_IMG_LIMITS = Limits(cpu_seconds=30, memory=2 * GIB)
+_IMG_MEMORY = 2 * GIB
+_COPY_LIMIT = 1800.0
 
 
 def check_disk_size(image: Image, size: int) -> None:
@@ -28,7 +31,13 @@ def check_disk_size(image: Image, size: int) -> None:
 
 
 async def create_overlay(
-    runner: Runner, *, base: Path, image: Image, path: Path, size: int, account: Account | None
+    runner: Runner,
+    *,
+    base: Path,
+    base_format: DiskFormat,
+    path: Path,
+    size: int,
+    account: Account | None,
 ) -> None:
     """Create the overlay ``path`` of ``size`` bytes on ``base``; nothing happens when it exists.
 
@@ -36,25 +45,58 @@ async def create_overlay(
     """
     if path.exists():
         return
+    options = ["-f", "qcow2", "-b", str(base), "-F", base_format.value]
+    await _make(runner, path, account, ["create", "-q", *options], [str(size)])
+
+
+async def create_empty(runner: Runner, *, path: Path, size: int, account: Account | None) -> None:
+    """Create the disk ``path`` of ``size`` bytes of nothing."""
+    await _make(runner, path, account, ["create", "-q", "-f", "qcow2"], [str(size)])
+
+
+async def flatten(
+    runner: Runner,
+    *,
+    disk: Path,
+    bases: Sequence[Base],
+    path: Path,
+    account: Account | None,
+) -> None:
+    """Copy what is on ``disk``, an overlay on ``bases``, to a disk of its own at ``path``.
+
+    What the headers of the files name is never opened: each node is said. Nothing happens when
+    ``path`` exists.
+    """
+    if path.exists():
+        return
+    chain = [(disk, DiskFormat.QCOW2), *((base.path, base.format) for base in bases)]
+    node: dict[str, object] | None = None
+    for file, format in reversed(chain):
+        below, node = node, {"driver": format.value, "read-only": True}
+        node["file"] = {"driver": "file", "filename": str(file), "read-only": True}
+        if format is DiskFormat.QCOW2:
+            node["backing"] = below
+    source = f"json:{json.dumps(node, ensure_ascii=False)}"
+    options = ["convert", "-q", "-O", "qcow2", source]
+    await _make(runner, path, account, options, [], timeout=_COPY_LIMIT)
+
+
+async def _make(
+    runner: Runner,
+    path: Path,
+    account: Account | None,
+    before: Sequence[str],
+    after: Sequence[str],
+    *,
+    timeout: float = 60,
+) -> None:
     draft = path.with_suffix(".new")
     draft.unlink(missing_ok=True)
     await runner.run(
-        [
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-b",
-            str(base),
-            "-F",
-            image.disk_format.value,
-            str(draft),
-            str(size),
-        ],
-        timeout=60,
+        ["qemu-img", *before, str(draft), *after],
+        timeout=timeout,
         account=account,
-        limits=_IMG_LIMITS,
+        limits=Limits(cpu_seconds=round(timeout / 2), memory=_IMG_MEMORY),
     )
     draft.chmod(0o600)
     draft.rename(path)

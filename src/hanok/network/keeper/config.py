@@ -35,13 +35,13 @@ class Config:
 
     ``uid`` is the unprivileged user to become, None when the daemon is not root. ``socket``
     listens for the daemon; ``routes`` is a netlink socket in the host's network namespace.
-    ``dnsmasq`` is the program's path, None when there is none, and ``mark`` the name and the
-    value of the variable in its environment that says whose it is.
+    ``dnsmasq`` is the program's path, and ``mark`` the name and the value of the variable in its
+    environment that says whose it is.
     """
 
     name: str
     subnet: str
-    dnsmasq: str | None
+    dnsmasq: str
     mark: tuple[str, str]
     uid: int | None
     socket: int

@@ -229,8 +229,6 @@ class NameServer:
             await asyncio.sleep(0.05 * 2**failures)
 
     async def _run_once(self) -> int:
-        if self._config.dnsmasq is None:
-            raise FileNotFoundError(2, "it is not installed (package dnsmasq-base)")
         paths = {name: f"/proc/{os.getpid()}/fd/{fd}" for name, fd in self._files.items()}
         variable, mark = self._config.mark
         self._process = process = await asyncio.create_subprocess_exec(

@@ -1,0 +1,152 @@
+"""The first start of an instant clone: it goes on from its template's memory, as somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import shutil
+import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from hanok.errors import NotFound
+from hanok.guest.identity import Identity, IdentityNic, give_identity
+from hanok.guest.keys import HostKey
+from hanok.hypervisors.base import Frozen
+from hanok.model.image import Image
+from hanok.model.template import TemplateRecord
+from hanok.model.vm import VmRecord, VmState
+from hanok.network.keeper.config import DOMAIN
+from hanok.services.guests import Guests
+from hanok.services.machines import (
+    VmFiles,
+    account_of,
+    files_of,
+    make_folders,
+    template_files,
+)
+from hanok.services.memories import Memories
+from hanok.services.parts import Parts, changed
+from hanok.services.plugs import Plugs, ports_of
+from hanok.services.seeds import write_seed
+
+_IDENTITY_LIMIT = 60.0
+
+
+class InstantStart:
+    """Starts instant clones."""
+
+    def __init__(self, parts: Parts, guests: Guests, memories: Memories) -> None:
+        self._parts = parts
+        self._guests = guests
+        self._memories = memories
+        self._plugs = Plugs(parts)
+
+    async def start(self, record: VmRecord) -> VmRecord:
+        """Let the clone go on from its template's memory and give it its identity.
+
+        Nothing of an earlier try is used: a disk that the template's memory has once gone on with
+        does not fit it any more. The caller undoes what is left when this fails.
+        """
+        template = await self._template(record)
+        image = self._parts.images.get(template.image_id)
+        if image is None:
+            raise NotFound(f"the image of the template {template.name} is gone")
+        memory = await self._memories.get(template)
+        hit = self._parts.failpoints.hit
+        await self._parts.hypervisor.kill(record.uuid)
+        files = files_of(self._parts.settings, record.uuid)
+        await self._plugs.ensure(record.nics)
+        key = await self._make_files(record, template, image, files)
+        hit("clone.files")
+        started = time.time()
+        await self._start_machine(record, template, memory)
+        hit("clone.process")
+        await self._plugs.publish(record)
+        await self._guests.connect(record)
+        hit("clone.connected")
+        await self._parts.hypervisor.resume(record.uuid)
+        hit("clone.resumed")
+        agent = await self._guests.agent(record)
+        identity = await self._identity(record, template, key)
+        await give_identity(agent, identity, _IDENTITY_LIMIT)
+        hit("clone.identity")
+        return changed(
+            record,
+            state=VmState.RUNNING,
+            reason=None,
+            started=started,
+            ready_seconds=None,
+            evidence=template.evidence,
+            boot=f"went on from the memory of template {template.name}",
+        )
+
+    async def _template(self, record: VmRecord) -> TemplateRecord:
+        for template in await self._parts.store.templates():
+            if record.clone is not None and template.id == record.clone.template:
+                return template
+        raise NotFound(f"the template of {record.spec.name} is gone")
+
+    async def _make_files(
+        self, record: VmRecord, template: TemplateRecord, image: Image, files: VmFiles
+    ) -> HostKey | None:
+        """Make the clone's disk and seed; return its SSH host key, if it has one."""
+        account = account_of(record.uid)
+        overlay = template_files(self._parts.settings, template.id).overlay
+        make_folders(files, account)
+        files.disk.unlink(missing_ok=True)
+        await asyncio.to_thread(_copy_overlay, overlay, files, record.uid)
+        return await write_seed(self._parts, record, image)
+
+    async def _start_machine(self, record: VmRecord, template: TemplateRecord, memory: int) -> None:
+        state_path = template_files(self._parts.settings, template.id).state
+        machine = self._parts.machine(record)
+        async with AsyncExitStack() as closing:
+            state = os.open(state_path, os.O_RDONLY | os.O_CLOEXEC)
+            closing.callback(os.close, state)
+            taps = await closing.enter_async_context(self._plugs.taps(ports_of(record)))
+            frozen = replace(machine, frozen=Frozen(memory, state))
+            await self._parts.hypervisor.start(frozen, taps)
+
+    async def _identity(
+        self, record: VmRecord, template: TemplateRecord, key: HostKey | None
+    ) -> Identity:
+        nics = []
+        for old, nic in zip(template.macs, record.nics, strict=True):
+            network = await self._parts.network(nic.network)
+            nics.append(
+                IdentityNic(
+                    old_mac=old,
+                    mac=nic.mac,
+                    address=nic.address,
+                    prefix=ipaddress.IPv4Network(network.subnet).prefixlen,
+                    gateway=network.gateway,
+                    dns=network.gateway,
+                    domain=DOMAIN,
+                )
+            )
+        return Identity(
+            host_name=record.spec.name,
+            uuid=record.uuid,
+            nics=tuple(nics),
+            host_key_private=key.private if key else None,
+            host_key_public=key.public if key else None,
+        )
+
+
+def is_fresh_instant(record: VmRecord) -> bool:
+    """Return whether the VM's next start goes on from its template's memory."""
+    clone = record.clone
+    return clone is not None and clone.kind == "instant" and clone.fresh
+
+
+def _copy_overlay(overlay: os.PathLike[str], files: VmFiles, uid: int) -> None:
+    account = account_of(uid)
+    draft = files.folder / "disk.new"
+    draft.unlink(missing_ok=True)
+    shutil.copyfile(overlay, draft)
+    draft.chmod(0o600)
+    if account is not None:
+        os.chown(draft, account.uid, account.gid)
+    draft.rename(files.disk)
