@@ -84,6 +84,11 @@ class Ready(Frozen):
             raise ValueError("expected one of port, url and command")
         return self
 
+    @property
+    def by_agent(self) -> bool:
+        """Whether the agent's answer is all that is waited for."""
+        return self.port is None and self.url is None and self.command is None
+
 
 ImageRef = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*(:[a-zA-Z0-9._-]+)?$", max_length=128)

@@ -166,13 +166,15 @@ class Lifecycle:
         image = self._parts.images.get(record.image_id or "")
         report(f"waiting until it is ready ({describe_ready(record)})", None)
         try:
-            await wait_ready(
-                record.spec.ready,
-                probe=self._guests.probe(record),
-                cloud_init=bool(image and image.cloud_init),
-            )
+            if not (is_fresh_instant(record) and record.spec.ready.by_agent):
+                await wait_ready(
+                    record.spec.ready,
+                    probe=self._guests.probe(record),
+                    cloud_init=bool(image and image.cloud_init),
+                )
+            await self._plugs.settle(record.nics)
             evidence = record.evidence
-            if not is_fresh_instant(record):
+            if not is_fresh_instant(record):  # that one's agent has told of its addresses already
                 await self._wait_addresses(record, image)
                 evidence = await self._evidence(record, image)
             if evidence is not None and evidence.contradiction is not None:

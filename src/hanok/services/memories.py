@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
+from collections.abc import Collection
 
 from hanok.config import Settings
 from hanok.errors import HostError
@@ -43,22 +44,27 @@ class Memories:
     async def _find(self, template: TemplateRecord) -> int:
         await asyncio.to_thread(_check_files, template, self._parts.settings)
         size, checksum = template.spec.memory, template.checksums["memory"]
-        for vm in await self._parts.store.vms():
-            if vm.clone is not None and vm.clone.template == template.id:
-                found = await asyncio.to_thread(self._from_clone, vm.uuid, size, checksum)
-                if found is not None:
-                    return found
+        clones = {
+            vm.uuid
+            for vm in await self._parts.store.vms()
+            if vm.clone is not None and vm.clone.template == template.id
+        }
+        found = await asyncio.to_thread(self._from_clones, clones, size, checksum)
+        if found is not None:
+            return found
         path = template_files(self._parts.settings, template.id).memory
         return await asyncio.to_thread(load_memory, path, size, checksum)
 
-    def _from_clone(self, uuid: str, size: int, checksum: str) -> int | None:
-        """Return the memory that a clone has open, if it is really the template's."""
+    def _from_clones(self, uuids: Collection[str], size: int, checksum: str) -> int | None:
+        """Return the memory that one of the clones has open, if it is really the template's."""
+        if not uuids:
+            return None
         for process in find_owned(self._parts.settings.home, "vm"):
-            if process.owner.ident != uuid:
+            if process.owner.ident not in uuids:
                 continue
             found = find_in_process(process.pid, size)
             if found is None:
-                return None
+                continue
             if check_memory(found, size, checksum):
                 return found
             os.close(found)

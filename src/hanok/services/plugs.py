@@ -49,6 +49,11 @@ class Plugs:
             network = record.nics[0].network
             await self._parts.networks.publish(network, port_of(record, network))
 
+    async def settle(self, nics: Sequence[NicRecord]) -> None:
+        """Wait until names and leases of all who were plugged in are in force."""
+        for nic in nics:
+            await self._parts.networks.settle(nic.network)
+
     async def release(self, record: VmRecord) -> None:
         """Unplug a VM that does not run, and stop the networks that nobody uses any more."""
         for nic in record.nics:

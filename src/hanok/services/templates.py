@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tenacity import AsyncRetrying, retry_if_result, wait_exponential
+
 from hanok.errors import Conflict, HanokError, NotFound, Unsupported
 from hanok.guest.identity import has_helper
 from hanok.hypervisors.base import Disk, Machine
@@ -46,6 +48,7 @@ from hanok.storage.volumes import create_empty, create_overlay, sync_folder
 from hanok.store.base import DeleteTemplate, PutTemplate
 
 _LOADER = "loader"
+_HELPER_LIMIT = 15.0
 
 
 class TemplateService:
@@ -272,7 +275,7 @@ class TemplateService:
         source = await self._parts.vm(record.source)
         if source.state is not VmState.READY:
             raise Conflict(f"{source.spec.name} is {source.state} meanwhile, not ready")
-        if not await has_helper(await self._guests.agent(source)):
+        if not await self._wait_helper(source):
             raise Unsupported(
                 f"{source.spec.name} has no helper that gives clones their identity",
                 field="source",
@@ -280,6 +283,19 @@ class TemplateService:
                 hint=f"'hanok image build {source.spec.image}', and run a new VM of it",
             )
         return source
+
+    async def _wait_helper(self, source: VmRecord) -> bool:
+        """Wait a while for the helper: in a guest that has just booted it may be on its way."""
+        agent = await self._guests.agent(source)
+        retrying = AsyncRetrying(
+            wait=wait_exponential(multiplier=0.02, max=0.5),
+            retry=retry_if_result(lambda found: not found),
+        )
+        try:
+            async with asyncio.timeout(_HELPER_LIMIT):
+                return bool(await retrying(has_helper, agent))
+        except TimeoutError:
+            return False
 
     async def _freeze(
         self, record: TemplateRecord, source: VmRecord, files: TemplateFiles, memory: int

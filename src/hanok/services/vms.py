@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from hanok.errors import Conflict, HanokError, NotReady
+from hanok.errors import Conflict, HanokError, NotFound, NotReady
 from hanok.guest.seed import SeedData, build_seed
 from hanok.hypervisors.base import MachineEvent, RunState
 from hanok.images.recipes import resolve
@@ -266,8 +266,12 @@ class VmService:
 
     async def seen(self, event: MachineEvent) -> None:
         """Look at a VM whose end the hypervisor told, and write down what is seen."""
-        if await self._parts.store.find_vm(event.uuid) is None:
-            return
+        try:
+            await self._settle_seen(event)
+        except NotFound:
+            return  # it was deleted meanwhile
+
+    async def _settle_seen(self, event: MachineEvent) -> None:
         async with self._holding(event.uuid) as record:
             state = await self._parts.hypervisor.state(event.uuid)
             if is_up(record) and state not in (RunState.RUNNING, RunState.PAUSED):

@@ -11,6 +11,7 @@ from hanok.errors import HanokError
 from hanok.hypervisors.base import Machine, Nic
 from hanok.hypervisors.optional import CanFreeze
 from hanok.images.recipes import resolve
+from hanok.model.operation import OperationState
 from hanok.model.template import TemplateOwner, TemplateRecord, TemplateState
 from hanok.model.vm import VmRecord, VmSpec
 from hanok.services.drafts import Drafts
@@ -40,7 +41,6 @@ class WarmStarts:
         self._operations = operations
         self._templates = templates
         self._drafts = drafts
-        self._tried: set[str] = set()
 
     async def choose(self, spec: VmSpec) -> Start:
         """Return how a VM of this definition comes up. Raises InvalidInput for its image."""
@@ -109,7 +109,7 @@ class WarmStarts:
             return
         name = await self._name(record.spec)
         async with self._parts.locks.admission:
-            if name in self._tried or any(
+            if await self._failed(name) or any(
                 template.name == name for template in await self._parts.store.templates()
             ):
                 return
@@ -117,6 +117,12 @@ class WarmStarts:
                 return
             if await self._make_room(limit):
                 await self._begin(record, name)
+
+    async def _failed(self, name: str) -> bool:
+        """Return whether one was tried in vain: it is not tried again at each run."""
+        kept = await self._parts.store.operations()
+        last = next((op for op in kept if (op.kind, op.target) == ("warm", name)), None)
+        return last is not None and last.state is OperationState.FAILED
 
     async def _make_room(self, limit: int) -> bool:
         """Remove warm templates until there is room for one more; those in use stay."""
@@ -140,7 +146,6 @@ class WarmStarts:
             _log.info("no warm template of %s is made: %s", record.spec.image, error.message)
             return
         fresh = changed(fresh, image_id=record.image_id)
-        self._tried.add(name)  # one that failed is not tried at each run
         await self._operations.begin(
             "warm", name, PutVm(fresh), arguments={"vms": [fresh.uuid], "image": record.spec.image}
         )
