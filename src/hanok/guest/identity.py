@@ -31,15 +31,12 @@ import os
 import re
 import secrets
 import time as clock
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
 from hanok.errors import AgentUnavailable, GuestError, InvalidInput, TimedOut
 from hanok.guest.agent import AgentConnection
-from hanok.guest.channel import expect
 from hanok.guest.text import printable
 
 FOLDER = "/run/hanok"
@@ -103,6 +100,7 @@ def machine_id(uuid: str) -> str:
 async def has_helper(agent: AgentConnection) -> bool:
     """Return whether the guest has a helper that takes an identity, and it listens.
 
+    Ask before a guest becomes a template: in a clone the answer costs as much as the identity.
     Raises AgentUnavailable.
     """
     try:
@@ -114,7 +112,7 @@ async def has_helper(agent: AgentConnection) -> bool:
 
 
 async def give_identity(agent: AgentConnection, identity: Identity, timeout: float) -> None:
-    """Make the guest into ``identity``; returns when the guest has it and shows its addresses.
+    """Make the guest into ``identity``; returns when it has it: the helper reads cards back.
 
     Safe to repeat. Raises InvalidInput (a field that cannot be said), GuestError (no helper, or
     the helper's reason), TimedOut after ``timeout`` seconds, AgentUnavailable.
@@ -125,7 +123,6 @@ async def give_identity(agent: AgentConnection, identity: Identity, timeout: flo
             seed = os.urandom(SEED_SIZE)
             await agent.send_to(FIFO, build_message(identity, clock.time(), seed, nonce))
             _judge(await _wait_answer(agent, nonce), nonce)
-            await _verify(agent, identity)
     except TimeoutError:
         raise TimedOut(
             f"the guest did not take its identity within {timeout:g} s",
@@ -266,30 +263,3 @@ def _judge(answer: str, nonce: str) -> None:
             f"the guest did not take its identity: {printable(reason, 200) or 'no reason given'}",
             hint="delete the clone; when it happens again, make a new template",
         )
-
-
-async def _verify(agent: AgentConnection, identity: Identity) -> None:
-    """Check that the guest's cards have their MACs and addresses. Raises GuestError."""
-    if not identity.nics:
-        return
-    answer = await agent.call("guest-network-get-interfaces")
-    seen = _addresses_by_mac(expect(list, answer, "guest-network-get-interfaces"))
-    for nic in identity.nics:
-        if nic.address not in seen.get(nic.mac, ()):
-            raise GuestError(
-                f"the guest has no network card {nic.mac} with the address {nic.address}",
-                hint="delete the clone and make it again",
-            )
-
-
-def _addresses_by_mac(interfaces: list[object]) -> Mapping[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    for interface in interfaces:
-        entry: dict[str, Any] = interface if isinstance(interface, dict) else {}
-        addresses = entry.get("ip-addresses")
-        found[str(entry.get("hardware-address", "")).lower()] = frozenset(
-            str(address.get("ip-address"))
-            for address in (addresses if isinstance(addresses, list) else [])
-            if isinstance(address, dict)
-        )
-    return found
