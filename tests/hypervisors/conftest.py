@@ -28,6 +28,14 @@ async def rig(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[
         yield made
 
 
+@pytest.fixture(params=["fake", pytest.param("qemu-para", marks=pytest.mark.vm)])
+async def freezer(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[Rig]:
+    """A hypervisor and a mode that can freeze machines."""
+    image = None if request.param == "fake" else request.getfixturevalue("micro_image")
+    async with _closing(Rig(short_tmp, Mode.PARA, image)) as made:
+        yield made
+
+
 @pytest.fixture
 async def qemu(micro_image: tuple[Image, Path], short_tmp: Path) -> AsyncIterator[Rig]:
     """QEMU in mode para, for what QEMU alone has."""

@@ -18,7 +18,7 @@ from hanok.errors import AgentUnavailable
 from hanok.guest.agent import AgentConnection
 from hanok.hypervisors.base import Base, Disk, Hypervisor, Machine, MachineEvent
 from hanok.hypervisors.fake import FakeHypervisor
-from hanok.hypervisors.optional import CanExplain, HasAgentChannel, HasConsole
+from hanok.hypervisors.optional import CanExplain, CanFreeze, HasAgentChannel, HasConsole
 from hanok.hypervisors.qemu import ProbeGuest, QemuHypervisor
 from hanok.model.image import DiskFormat, Image
 from hanok.model.vm import Mode
@@ -29,7 +29,7 @@ LIMIT = 90.0
 _UID = 1_700_000_321
 
 
-class Driver(Hypervisor, HasConsole, HasAgentChannel, CanExplain, Protocol):
+class Driver(Hypervisor, HasConsole, HasAgentChannel, CanExplain, CanFreeze, Protocol):
     """Everything that the suite asks of a hypervisor."""
 
 

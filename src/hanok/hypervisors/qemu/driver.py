@@ -15,7 +15,7 @@ from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
 from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.optional import Stream
 from hanok.hypervisors.qemu.arch import find_architecture
-from hanok.hypervisors.qemu.argv import Platform, build_argv
+from hanok.hypervisors.qemu.argv import LOG_FILE, Platform, build_argv
 from hanok.hypervisors.qemu.build import QemuBuild, read_build
 from hanok.hypervisors.qemu.fingerprint import fingerprint
 from hanok.hypervisors.qemu.freeze import (
@@ -53,6 +53,14 @@ def _check_account(machine: Machine) -> None:
             f"{machine.name} has no account to run as, and QEMU never runs as root",
             hint="give the machine an unprivileged account",
         )
+
+
+def _is_fresh(machine: Machine) -> bool:
+    """Whether a clone's folder was never used to start anything: a log is there before a process.
+
+    So that to start the 300th clone is not to look at 300 processes first.
+    """
+    return machine.frozen is not None and not (machine.folder / LOG_FILE).exists()
 
 
 class QemuHypervisor:
@@ -161,9 +169,9 @@ class QemuHypervisor:
         _check_account(machine)
         platform = await self._platform()
         async with self._locks[machine.uuid], contextlib.AsyncExitStack() as undo:
-            if await self._find(machine) is not None:
-                return
             frozen = machine.frozen
+            if not _is_fresh(machine) and await self._find(machine) is not None:
+                return
             passed = (*taps, frozen.memory, frozen.state) if frozen is not None else taps
             process = await start_process(
                 self._runner,
@@ -200,7 +208,10 @@ class QemuHypervisor:
         return await process.state()
 
     async def _find(self, machine: Machine) -> QemuProcess | None:
-        """Return the live process of ``machine``, known or left by an earlier daemon."""
+        """Return the live process of ``machine``, known or left by an earlier daemon.
+
+        A clone whose daemon died before it was loaded will never be a machine: it is ended.
+        """
         known = self._processes.get(machine.uuid)
         if known is not None and not known.exited.is_set():
             return known
@@ -213,7 +224,10 @@ class QemuHypervisor:
             return None
         self._keep(process)
         await process.wait_until_answering(_ADOPT_LIMIT)
-        return process
+        if await process.is_loaded():
+            return process
+        await process.kill()
+        return None
 
     def _find_pid(self, machine: Machine) -> int | None:
         """Return the pid of the process that carries the machine's mark.

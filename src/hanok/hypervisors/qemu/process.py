@@ -44,6 +44,7 @@ OWNER_KIND = "vm"
 _UMASK = 0o177
 _ANSWER_LIMIT = 20.0
 _CONNECT_LIMIT = 5.0
+_LOAD_LIMIT = 2.0
 _KILL_LIMIT = 10.0
 _POLL = 0.01
 
@@ -159,11 +160,11 @@ class QemuProcess:
         await self._check_identity()
 
     async def _check_identity(self) -> None:
-        answer = await self._qmp.execute("query-uuid")
+        answer, status = await asyncio.gather(self._qmp.execute("query-uuid"), self.status())
         found = str(answer.get("UUID")) if isinstance(answer, Mapping) else ""
         if found.lower() != self.uuid.lower():
             raise HypervisorError(f"the process {self.pid} runs machine {found}, not {self.uuid}")
-        self._stopped = await self.status() != "running"
+        self._stopped = status != "running"
 
     # --- what can be asked ------------------------------------------------------------------
 
@@ -195,6 +196,19 @@ class QemuProcess:
     async def give(self, name: str, descriptor: int) -> None:
         """Hand a descriptor to QEMU under a name. Raises HypervisorError."""
         await self._qmp.give(name, descriptor)
+
+    async def is_loaded(self) -> bool:
+        """Whether there is a machine in it: not when whoever was to load it is gone.
+
+        Waits for a load that goes on. Raises HypervisorError.
+        """
+        waiting = AsyncRetrying(
+            stop=stop_after_delay(_LOAD_LIMIT),
+            wait=wait_fixed(_POLL),
+            retry=retry_if_result(lambda status: status == "inmigrate"),
+            retry_error_callback=lambda _: "inmigrate",
+        )
+        return await waiting(self.status) != "inmigrate"
 
     # --- its vCPUs --------------------------------------------------------------------------
 
