@@ -59,7 +59,7 @@ _PRIVATE = re.compile(
     r"-----BEGIN OPENSSH PRIVATE KEY-----\n[A-Za-z0-9+/=\n]+-----END OPENSSH PRIVATE KEY-----\n",
     re.A,
 )
-_PUBLIC = re.compile(r"ssh-ed25519 [A-Za-z0-9+/=]+(?: [!-~]+)?\n?", re.A)
+_PUBLIC = re.compile(r"ssh-ed25519 [A-Za-z0-9+/=]+(?: [!-~]+)?", re.A)
 _KEY_LIMIT = 3000
 _NONE = ipaddress.IPv4Address(0)
 
@@ -138,12 +138,11 @@ def build_message(identity: Identity, time: float, seed: bytes, nonce: str) -> b
     """
     if len(seed) != SEED_SIZE:
         raise InvalidInput("the seed has a wrong length", field="seed", expected="64 bytes")
-    nanoseconds = round(time * 1_000_000_000)
     if not 100_000_000 <= time < 10**11:
         raise InvalidInput(f"{time} is no time of today", field="time", expected="seconds")
     lines = [
         f"nonce={_matching(_NONCE, nonce, 'nonce', '32 hexadecimal digits')}",
-        f"time={nanoseconds // 10**9}.{nanoseconds % 10**9:09d}",
+        f"time={time:.9f}",
         f"seed={seed.hex()}",
         f"host_name={_host_name(identity.host_name)}",
         f"uuid={machine_id(_matching(_UUID, identity.uuid, 'uuid', 'a UUID in lower case'))}",
@@ -219,6 +218,7 @@ def _host_key(identity: Identity) -> list[str]:
         return []
     if private is None or public is None:
         raise InvalidInput("half a host key", field="host_key", expected="both halves, or none")
+    private = private if private.endswith("\n") else f"{private}\n"
     # What is wrong with a private key is never quoted.
     if len(private) > _KEY_LIMIT or _PRIVATE.fullmatch(private) is None:
         raise InvalidInput(
@@ -228,7 +228,7 @@ def _host_key(identity: Identity) -> list[str]:
         )
     if len(public) > _KEY_LIMIT:
         raise InvalidInput("the public host key is too long", field="host_key_public")
-    _matching(_PUBLIC, public, "host_key_public", "the line of an ed25519 key")
+    public = _matching(_PUBLIC, public.strip(), "host_key_public", "the line of an ed25519 key")
     return [
         f"host_key_private={base64.b64encode(private.encode()).decode()}",
         f"host_key_public={base64.b64encode(public.encode()).decode()}",
