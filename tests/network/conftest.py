@@ -8,14 +8,14 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
-from hanok.model.network import NetworkPort, NetworkRecord
+from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
 from hanok.model.vm import Publish
 from hanok.network.base import make_mac
 from hanok.network.keepers import KeeperNetworks
@@ -125,6 +125,17 @@ class Bench:
 
         self.world.host.run(lambda: asyncio.run(main()))
 
+    async def ensure(
+        self,
+        networks: KeeperNetworks,
+        record: NetworkRecord = RECORD,
+        ports: Sequence[NetworkPort] = (),
+    ) -> NetworkStatus:
+        """Start a network and wait until everything about it is in force."""
+        await networks.ensure(record, ports)
+        await networks.settle(record.name)
+        return await networks.status(record.name)
+
     async def plug(self, networks: KeeperNetworks, port: NetworkPort) -> FrameGuest:
         """Attach a guest made of frames."""
         tap = await networks.attach(RECORD.name, port)
@@ -136,6 +147,7 @@ class Bench:
     ) -> StackGuest:
         """Attach a guest with a network stack of its own."""
         tap = await networks.attach(record.name, port)
+        await networks.settle(record.name)
         return StackGuest(tap, port.mac, port.address, record.gateway)
 
 

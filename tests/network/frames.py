@@ -51,6 +51,11 @@ def ipv4(source: str, target: str, protocol: int, payload: bytes) -> bytes:
     return head + payload
 
 
+def ipv4_fragment(packet: bytes) -> bytes:
+    """Return the packet as a first fragment, more to come."""
+    return packet[:6] + struct.pack(">H", 0x2000) + packet[8:]
+
+
 def udp(source: tuple[str, int], target: tuple[str, int], payload: bytes) -> bytes:
     """Return an IPv4 packet with a UDP datagram (its checksum left out, as RFC 768 allows)."""
     datagram = struct.pack(">HHHH", source[1], target[1], 8 + len(payload), 0) + payload

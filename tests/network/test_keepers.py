@@ -65,7 +65,7 @@ def host_configuration(namespace: Namespace | None) -> str:
 def test_nothing_of_the_host_changes_and_nothing_is_left(bench: Bench) -> None:
     async def body(networks: KeeperNetworks) -> None:
         before = host_configuration(bench.world.host), host_configuration(None)
-        assert (await networks.ensure(RECORD, [])).outward
+        assert (await bench.ensure(networks)).outward
         guest = await bench.plug_stack(networks, make_port(2, "8080:80"))
         (keeper,) = bench.pids("keeper")
         namespace = os.stat(f"/proc/{keeper}/ns/net").st_ino  # noqa: PTH116 - follows the link
@@ -89,14 +89,14 @@ def test_nothing_of_the_host_changes_and_nothing_is_left(bench: Bench) -> None:
 
 def test_the_keeper_is_small_unprivileged_and_the_same_at_a_second_ensure(bench: Bench) -> None:
     async def body(networks: KeeperNetworks) -> None:
-        first = await networks.ensure(RECORD, [])
+        first = await bench.ensure(networks)
         processes = {p.pid: p.owner.kind for p in find_owned(bench.home)}
         assert sorted(processes.values()) == ["dnsmasq", "keeper", "pasta"]
         assert {psutil.Process(pid).uids().real for pid in processes} == {UID}
         (keeper,) = bench.pids("keeper")
         assert psutil.Process(keeper).memory_info().rss < 25 * 1024 * 1024
         assert (bench.folder / RECORD.name / "keeper.sock").stat().st_mode & 0o777 == 0o600
-        assert await networks.ensure(RECORD, []) == first
+        assert await bench.ensure(networks) == first
         assert {p.pid: p.owner.kind for p in find_owned(bench.home)} == processes
 
     bench.run(body)
@@ -171,13 +171,17 @@ def test_an_address_goes_to_the_next_vm_at_once(bench: Bench) -> None:
         await networks.ensure(ISOLATED, [])
         stays = await bench.plug(networks, make_port(4))
         assert stays.lease()["address"] == make_port(4).address
-        for number in (2, 3, 2):
+        dnsmasq = bench.pids("dnsmasq")
+        for number in (2, 3, 2, *range(5, 25)):
+            if number == 10:
+                assert bench.pids("dnsmasq") == dnsmasq, "other guests were left without names"
             port = make_port(number).model_copy(update={"address": make_port(2).address})
             guest = await bench.plug(networks, port)
             assert guest.lease()["address"] == port.address
             assert guest.resolve(port.host_name, RECORD.gateway) == port.address
             guest.close()
             await networks.detach(RECORD.name, port.vm)
+        assert bench.pids("dnsmasq") != dnsmasq, "it remembers too many cards of one address"
         assert stays.lease()["address"] == make_port(4).address
         stays.close()
 
@@ -189,7 +193,7 @@ def test_ensure_takes_away_what_is_not_asked_for(bench: Bench) -> None:
         await networks.ensure(ISOLATED, [])
         one = await bench.plug(networks, make_port(2, "8080:80"))
         two = await bench.plug(networks, make_port(3))
-        await networks.ensure(ISOLATED, [make_port(3)])
+        await bench.ensure(networks, ISOLATED, [make_port(3)])
         assert two.resolve("vm2", RECORD.gateway) is None
         with pytest.raises(ConnectionRefusedError):
             await fetch(8080)
@@ -309,7 +313,7 @@ def test_ports_survive_the_daemon_and_are_adopted(bench: Bench) -> None:
             daemon.kill()
             daemon.wait()
             assert await fetch(8080) == b"alive"
-            status = await networks.ensure(RECORD, [port])
+            status = await bench.ensure(networks, RECORD, [port])
             assert status.running
             assert status.outward
             assert {p.pid: p.owner.kind for p in find_owned(bench.home)} == before
@@ -374,7 +378,7 @@ def test_a_keeper_that_dies_takes_its_children_and_is_started_again(
         await eventually(lambda: bench.pids("dnsmasq") == [])
         assert not (await networks.status(RECORD.name)).running
         await networks.detach(RECORD.name, make_port(2).vm)
-        assert (await networks.ensure(RECORD, [make_port(2)])).outward
+        assert (await bench.ensure(networks, RECORD, [make_port(2)])).outward
         assert [len(bench.pids(kind)) for kind in ("keeper", "dnsmasq", "pasta")] == [1, 1, 1]
         assert bench.pids("keeper") != [keeper]
         guest = await bench.plug(networks, make_port(2))
@@ -407,7 +411,7 @@ def test_a_dead_dnsmasq_is_started_again_but_not_for_ever(bench: Bench) -> None:
                 await asyncio.sleep(0.02)
         assert 3 < len(seen) < 10
         assert "dnsmasq ended" in ((await networks.status(RECORD.name)).reason or "")
-        assert (await networks.ensure(ISOLATED, [make_port(2)])).running
+        assert (await bench.ensure(networks, ISOLATED, [make_port(2)])).running
         assert guest.resolve("vm2", RECORD.gateway) == make_port(2).address
         guest.close()
 

@@ -53,7 +53,7 @@ async def reach(guest: StackGuest, address: str, port: int, timeout: float = 5) 
 
 def test_a_guest_gets_out_but_not_to_the_host(bench: Bench) -> None:
     async def body(networks: KeeperNetworks) -> None:
-        status = await networks.ensure(RECORD, [])
+        status = await bench.ensure(networks)
         assert status.outward, status.reason
         guest = await bench.plug_stack(networks, make_port(2))
         async with service(bench.world.outside, 80), service(bench.world.host, 8000):
@@ -198,7 +198,7 @@ def test_without_a_way_out_the_network_works_all_the_same(bench: Bench, trouble:
         else:
             record = record.model_copy(update={"outward": False})
         mine = KeeperNetworks(bench.folder, bench.home, runner)
-        status = await mine.ensure(record, [])
+        status = await bench.ensure(mine, record)
         assert (status.running, status.outward) == (True, False)
         assert reason in (status.reason or "")
         assert bench.pids("pasta") == []
@@ -212,7 +212,7 @@ def test_without_a_way_out_the_network_works_all_the_same(bench: Bench, trouble:
             await reach(guest, OUTSIDE, 80, 1)
         if trouble == "no route":
             bench.world.host.ip(f"route add default via {UPLINK}")
-            assert (await mine.ensure(record, [make_port(2)])).outward
+            assert (await bench.ensure(mine, record, [make_port(2)])).outward
         guest.close()
         await mine.close()
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hanok.errors import Conflict, HanokError, InvalidInput
 from hanok.network.keeper import filters, names, routes
 from hanok.network.keeper.config import Config, Port, parse_port
-from hanok.network.keeper.ports import Ports
+from hanok.network.keeper.leases import Leases
+from hanok.network.keeper.ports import MOST_PORTS, Ports
 from hanok.network.outward import pasta_argv
 
 CONFIG = Config(
@@ -80,6 +81,37 @@ def test_two_ports_may_not_share_anything() -> None:
         Ports([one, other])
 
 
+def test_a_port_is_found_by_all_that_is_its_own_until_it_is_gone() -> None:
+    one = parse_port(GOOD, CONFIG)
+    other = parse_port({**GOOD, "vm": make_uuid(2)}, CONFIG)
+    moved = parse_port({**GOOD, "address": "10.87.0.6"}, CONFIG)
+    ports = Ports([one])
+    ports.put(moved)
+    assert ports.find("10.87.0.5") is None
+    assert ports.find("10.87.0.6") is ports.get(UUID) is moved
+    with pytest.raises(Conflict, match="host_name web is taken"):
+        ports.put(parse_port({**GOOD, "vm": make_uuid(2), "mac": "52:54:00:00:00:02"}, CONFIG))
+    assert list(ports) == [moved]
+    ports.remove(UUID)
+    ports.remove(UUID)
+    ports.put(other)
+    assert list(ports) == [other]
+
+
+def test_a_bridge_takes_no_more_ports_than_linux_gives_it() -> None:
+    ports = Ports()
+    for number in range(1024):
+        last = f"{number >> 8:02x}:{number & 255:02x}"
+        address = f"10.87.{number >> 8}.{number & 255}"
+        port = Port(make_uuid(number), f"v{number}", f"52:54:00:00:{last}", address)
+        if number < MOST_PORTS:
+            ports.put(port)
+    with pytest.raises(Conflict, match="the network is full"):
+        ports.check(port)
+    ports.remove(make_uuid(0))
+    ports.check(port)
+
+
 def test_tap_names_fit_and_differ() -> None:
     names_found = {
         Port(vm=make_uuid(n), host_name="a", mac="", address="").tap for n in range(1000)
@@ -113,11 +145,38 @@ def test_dnsmasq_serves_static_leases_on_the_bridge_only() -> None:
         argv
     )
     port = parse_port(GOOD, CONFIG)
-    assert names.hosts_text([port]) == "52:54:00:00:00:01,10.87.0.5,web,infinite\n"
     assert names.names_text([port], 258).splitlines() == [
         "127.0.1.2 _generation.hanok",
         "10.87.0.5 web web.hanok",
     ]
+
+
+def test_an_address_may_go_from_card_to_card() -> None:
+    known = Leases()
+    ports = [
+        parse_port({**GOOD, "mac": f"52:54:00:00:00:{n:02x}", "vm": make_uuid(n)}, CONFIG)
+        for n in range(17)
+    ]
+    for port in ports[:16]:
+        assert known.offer([port])
+    assert known.text([ports[15]]).startswith("52:54:00:00:00:0f,52:54:00:00:00:0e,")
+    assert known.text([ports[15]]).endswith(",52:54:00:00:00:00,10.87.0.5,web,infinite\n")
+    assert len(known.text([ports[15]])) < 1024
+    assert known.offer([ports[3]])
+    assert known.text([ports[3]]).startswith("52:54:00:00:00:03,52:54:00:00:00:0f,")
+    assert not known.offer([ports[16]]), "so many do not fit into a line"
+    assert known.text([ports[16]]) == "52:54:00:00:00:10,10.87.0.5,web,infinite\n"
+
+
+def test_a_card_that_moves_to_another_address_cannot_be_in_two_entries() -> None:
+    known = Leases()
+    one = parse_port(GOOD, CONFIG)
+    moved = parse_port({**GOOD, "address": "10.87.0.6"}, CONFIG)
+    other = parse_port({**GOOD, "mac": "52:54:00:00:00:02", "vm": make_uuid(2)}, CONFIG)
+    assert known.offer([one])
+    assert known.offer([moved])
+    assert not known.offer([moved, other])
+    assert known.text([moved]) == "52:54:00:00:00:01,10.87.0.6,web,infinite\n"
 
 
 def test_pasta_forwards_nothing_and_maps_nothing() -> None:

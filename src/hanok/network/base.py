@@ -28,8 +28,9 @@ class Networks(Protocol):
         """Start the network, or adopt it when it runs, and bring it to exactly these ports.
 
         Returns when VMs can be attached; the way out follows as leases and names do, ``settle``
-        tells when. Taps of VMs that stay are left alone. Raises Conflict (field ``publish``) when a host port
-        is taken by somebody else, but only after everything else was put in place.
+        tells when. Taps of VMs that stay are left alone. Raises Conflict (field ``publish``)
+        when a host port is taken by somebody else, but only after everything else was put in
+        place.
         """
         ...
 
@@ -54,7 +55,8 @@ class Networks(Protocol):
     async def settle(self, network: str) -> None:
         """Return when leases and names of every change before this call are in force.
 
-        There is a way out then too, or a reason in ``status`` why there is none. Raises HostError when the name server has failed, TimedOut when it does not answer.
+        There is a way out then too, or a reason in ``status`` why there is none. Raises
+        HostError when the name server has failed, TimedOut when it does not answer.
         """
         ...
 

@@ -40,6 +40,7 @@ KIND = "keeper"
 _NAMES = "dnsmasq"
 _OWN_KINDS = (KIND, outward.KIND, _NAMES)
 _START_TIMEOUT = 20
+_NO_VM = {"vm": ""}  # a status without anybody's published ports
 _TERM_TIMEOUT = 5
 
 
@@ -73,7 +74,7 @@ class KeeperNetworks:
             body = {"ports": [_port_body(port) for port in ports], "others": others}
             seen = await self._ask(name, "ports", body)
             problems = await self._publish_all(name, ports, _published(seen))
-            self._hold_outward(record, keeper)
+            self._hold_outward(record, keeper, fresh)
             undo.pop_all()
             if problems:
                 raise problems[0]
@@ -163,7 +164,7 @@ class KeeperNetworks:
         return await ask(path, op, body, descriptors=descriptors, timeout=timeout)
 
     async def _status(self, name: str) -> NetworkStatus:
-        return self._seen(name, await self._ask(name, "status", {"vm": ""}))
+        return self._seen(name, await self._ask(name, "status", _NO_VM))
 
     def _seen(self, name: str, answer: wire.Message) -> NetworkStatus:
         failure = answer.body["failure"]
@@ -183,16 +184,15 @@ class KeeperNetworks:
             for process in find_owned(self._home)
             if process.owner.kind in _OWN_KINDS and process.owner.ident == name
         ]
-        return sorted(found, key=lambda process: process.owner.kind != KIND)
+        return sorted(found, key=lambda process: not _is_keeper(process))
 
     def _find_keeper(self, name: str) -> int | None:
-        found = [p.pid for p in self._find_processes(name) if p.owner.kind == KIND]
-        return found[0] if found else None
+        return next((p.pid for p in self._find_processes(name) if _is_keeper(p)), None)
 
     async def _find_or_start(self, record: NetworkRecord) -> tuple[int, bool]:
         """Return the keeper's process and whether it was started by this call."""
         try:
-            seen = (await self._ask(record.name, "status", {"vm": ""})).body
+            seen = (await self._ask(record.name, "status", _NO_VM)).body
             if seen["subnet"] == record.subnet and seen["protocol"] == wire.PROTOCOL:
                 keeper = self._find_keeper(record.name)
                 if keeper is not None:
@@ -255,7 +255,7 @@ class KeeperNetworks:
         # Ended, the keeper may have left one that it had just started: look again.
         while processes := self._find_processes(name):
             first = processes[0]
-            if first.owner.kind == KIND:
+            if _is_keeper(first):
                 send_signal(first.pid, signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(wait_for_exit(first.pid), _TERM_TIMEOUT)
@@ -275,7 +275,7 @@ class KeeperNetworks:
                 raise
             # What is gone holds nothing.
 
-    def _hold_outward(self, record: NetworkRecord, keeper: int) -> None:
+    def _hold_outward(self, record: NetworkRecord, keeper: int, fresh: bool) -> None:
         """Have a way out made in the background, when there is to be one and none is held."""
         name = record.name
         held = self._outward.get(name)
@@ -287,7 +287,7 @@ class KeeperNetworks:
 
         log = self._path(name) / "pasta.log"
         target = outward.Target(self._home, name, keeper, _uid(record), log)
-        self._outward[name] = outward.WayOut(self._runner, target, tell)
+        self._outward[name] = outward.WayOut(self._runner, target, tell, fresh=fresh)
 
     # Published ports
 
@@ -351,6 +351,16 @@ class KeeperNetworks:
             }
             descriptors = [sock.fileno() for sock in opened.values()]
             await self._ask(name, "publish", body, descriptors=descriptors)
+
+
+def _is_keeper(process: OwnedProcess) -> bool:
+    # A child of the keeper has its mark until it executes its own program.
+    if process.owner.kind != KIND:
+        return False
+    try:
+        return os.getsid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False
 
 
 def _uid(record: NetworkRecord) -> int | None:

@@ -134,19 +134,25 @@ async def start_pasta(runner: Runner, target: Target) -> int:
 class WayOut:
     """Keeps pasta attached to a keeper, in the background, until it ends too quickly too often.
 
-    ``tell`` is called with whether traffic can pass, each time that this changes. ``reason``
-    says why it cannot, None when it can.
+    ``tell`` is called with whether traffic can pass, each time that this changes; ``fresh`` says
+    that the keeper cannot have a pasta yet. ``reason`` says why traffic cannot pass, None when
+    it can.
     """
 
     def __init__(
-        self, runner: Runner, target: Target, tell: Callable[[bool], Awaitable[None]]
+        self,
+        runner: Runner,
+        target: Target,
+        tell: Callable[[bool], Awaitable[None]],
+        *,
+        fresh: bool,
     ) -> None:
         self.reason: str | None = "the way out is being made"
         self._runner = runner
         self._target = target
         self._tell = tell
         self._decided = asyncio.Event()
-        self._task = asyncio.create_task(self._hold())
+        self._task = asyncio.create_task(self._hold(fresh))
 
     @property
     def given_up(self) -> bool:
@@ -162,13 +168,16 @@ class WayOut:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _hold(self) -> None:
+    async def _hold(self, fresh: bool) -> None:
         loop = asyncio.get_running_loop()
         deaths = 0
         try:
             while deaths < _QUICK_DEATHS and is_alive(self._target.keeper):
                 started = loop.time()
-                pid = await self._find_or_start()
+                pid = None if fresh else await self._find()
+                if pid is None:
+                    pid = await start_pasta(self._runner, self._target)
+                fresh = False
                 await self._tell(True)
                 self.reason = None
                 self._decided.set()
@@ -182,13 +191,14 @@ class WayOut:
         with contextlib.suppress(HanokError):
             await self._tell(False)
 
-    async def _find_or_start(self) -> int:
+    async def _find(self) -> int | None:
+        """Return the pasta that an earlier daemon has attached; one that is not attached ends."""
         pids = find_pasta(self._target.home, self._target.network)
         if pids and is_attached(self._target.keeper):
             return pids[0]
         for pid in pids:
             await kill_and_wait(pid)
-        return await start_pasta(self._runner, self._target)
+        return None
 
 
 def _said(log: Path, start: int) -> str:

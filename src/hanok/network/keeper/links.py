@@ -68,6 +68,8 @@ class Links:
 
         The bridge learns no addresses from it and floods no unknown ones to it: the filters do
         not see frames to 01:80:c2:00:00:0x, from which it would learn (br_handle_frame in Linux).
+        The gateway knows where the VM is and never asks: a question would wake every guest, and
+        who has the address now is not who had it a moment ago.
         """
         await self.remove_tap(port)
         descriptor = _open_tap(port.tap)
@@ -77,6 +79,7 @@ class Links:
                 rtnetlink.enslave(tap, self._bridge, _MTU),
                 rtnetlink.isolate_learning(tap),
                 rtnetlink.pin(tap, port.mac),
+                rtnetlink.add_neighbour(self._bridge, port.address, port.mac),
                 rtnetlink.set_up(tap),
             )
         except BaseException:
@@ -89,6 +92,8 @@ class Links:
 
         The kernel waits for its readers then (16 ms), so that happens in a thread.
         """
+        with contextlib.suppress(CommandFailed):  # there was none
+            self._netlink.run(rtnetlink.delete_neighbour(self._bridge, port.address))
         if has_link(port.tap):
             await asyncio.to_thread(self._delete, port.tap)
 

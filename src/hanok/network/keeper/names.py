@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 from hanok.errors import HostError, TimedOut
 from hanok.network.keeper.config import BRIDGE, DNS_FORWARD, DOMAIN, Config, Port
+from hanok.network.keeper.leases import Leases
 
 _GENERATION = f"_generation.{DOMAIN}"
 _TIMEOUT = 10.0
@@ -65,11 +66,6 @@ def dnsmasq_options(config: Config, hosts: str, names: str, servers: str) -> lis
     ]
 
 
-def hosts_text(ports: Iterable[Port]) -> str:
-    """Return the static leases."""
-    return "".join(f"{p.mac},{p.address},{p.host_name},infinite\n" for p in ports)
-
-
 def names_text(ports: Iterable[Port], generation: int) -> str:
     """Return the names, and the number of this change as an address."""
     lines = [f"{_generation_address(generation)} {_GENERATION}\n"]
@@ -100,7 +96,7 @@ class NameServer:
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._renewing = False
-        self._leased: dict[str, str] = {}  # address: MAC, as far as dnsmasq may remember
+        self._leases = Leases()
         self.failure: str | None = None
 
     def update(self, ports: Iterable[Port], *, upstream: bool) -> None:
@@ -150,8 +146,10 @@ class NameServer:
             await self._changed.wait()
             self._changed.clear()
             generation = self._generation
+            fits = self._leases.offer(self._ports)
             self._write_files()
-            self._forget_leases()
+            if not fits:
+                await self._start_afresh()
             await self._wait_in_force(generation)
             self._in_force = generation
             await self._tell()
@@ -167,7 +165,7 @@ class NameServer:
 
     def _write_files(self) -> None:
         texts = {
-            "hosts": hosts_text(self._ports),
+            "hosts": self._leases.text(self._ports),
             "names": names_text(self._ports, self._generation),
             "servers": f"server={DNS_FORWARD}\n" if self._upstream else "",
         }
@@ -175,19 +173,12 @@ class NameServer:
             os.ftruncate(self._files[name], 0)
             os.pwrite(self._files[name], text.encode(), 0)
 
-    def _forget_leases(self) -> None:
-        """Start dnsmasq afresh when an address goes to another card than before.
-
-        It would keep the address for the card that had it, for ever: a guest that is ended does
-        not give its lease back. Guests that run do not notice, their leases never expire.
-        """
-        now = {port.address: port.mac for port in self._ports}
-        if any(self._leased.get(address, mac) != mac for address, mac in now.items()):
-            self._leased = now
-            if self._process is not None and self._process.returncode is None:
-                self._renewing = True
-                self._process.kill()
-        self._leased.update(now)
+    async def _start_afresh(self) -> None:
+        """Have dnsmasq forget its leases; guests do not notice, theirs never expire."""
+        if self._process is not None and self._process.returncode is None:
+            self._renewing = True
+            self._process.kill()
+            await self._process.wait()  # what is asked of it now would get no answer
 
     async def _wait_in_force(self, generation: int) -> None:
         """Have dnsmasq read its files until it answers with the number of this change.
@@ -197,7 +188,7 @@ class NameServer:
         wanted = socket.inet_aton(_generation_address(generation))
         pause = _FIRST_PAUSE
         told = False
-        while (answer := await _ask(self._config.gateway)) != wanted:
+        while (answer := await _ask(self._config.gateway, 50 * pause)) != wanted:
             if answer is None or told:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -257,7 +248,7 @@ async def _copy_log(stream: asyncio.StreamReader | None) -> None:
             os.write(2, chunk)
 
 
-async def _ask(server: str) -> bytes | None:
+async def _ask(server: str, timeout: float) -> bytes | None:
     """Return the address that ``server`` has for the generation's name; None without answer."""
     labels = b"".join(bytes([len(part)]) + part.encode() for part in _GENERATION.split("."))
     query = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
@@ -267,7 +258,7 @@ async def _ask(server: str) -> bytes | None:
         try:
             sock.connect((server, 53))
             sock.send(query)
-            answer = await asyncio.wait_for(loop.sock_recv(sock, 512), 0.5)
+            answer = await asyncio.wait_for(loop.sock_recv(sock, 512), timeout)
         except (OSError, TimeoutError):
             return None
     return answer[-4:] if len(answer) > len(query) else None

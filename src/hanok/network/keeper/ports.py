@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from hanok.errors import Conflict
 from hanok.network.keeper.config import Port
 
+MOST_PORTS = 1023  # of a Linux bridge: BR_MAX_PORTS in br_private.h
 _DISTINCT = ("mac", "address", "host_name", "tap")
 
 
@@ -32,7 +33,13 @@ class Ports:
         return self._owners.get(("address", address))
 
     def check(self, port: Port) -> None:
-        """Raise Conflict when another VM has the MAC, the address or the name of ``port``."""
+        """Raise Conflict when another VM has something of ``port``, or the network is full."""
+        if port.vm not in self._ports and len(self._ports) >= MOST_PORTS:
+            raise Conflict(
+                f"the network is full: it takes {MOST_PORTS} VMs",
+                field="networks",
+                hint="create another network",
+            )
         for key in _keys(port):
             other = self._owners.get(key)
             if other is not None and other.vm != port.vm:

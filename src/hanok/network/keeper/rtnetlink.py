@@ -36,6 +36,7 @@ _RTM_DELLINK = 17
 _RTM_SETLINK = 19
 _RTM_NEWADDR = 20
 _RTM_NEWNEIGH = 28
+_RTM_DELNEIGH = 29
 # linux/if_link.h, linux/if.h
 _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
@@ -56,9 +57,11 @@ _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFADDRMSG = struct.Struct("=BBBBI")
 # linux/neighbour.h
+_NDA_DST = 1
 _NDA_LLADDR = 2
 _NTF_MASTER = 0x04
 _NUD_NOARP = 0x40
+_NUD_PERMANENT = 0x80
 _NDMSG = struct.Struct("=B3xiHBB")
 _TIMEOUT = 20
 
@@ -131,6 +134,19 @@ def pin(index: int, mac: str) -> Change:
     return Change(
         _RTM_NEWNEIGH, body + _attribute(_NDA_LLADDR, _mac(mac)), _NLM_F_CREATE | _NLM_F_REPLACE
     )
+
+
+def add_neighbour(index: int, address: str, mac: str) -> Change:
+    """Let the IPv4 address be known to be at ``mac`` behind the interface, without ARP."""
+    body = _NDMSG.pack(socket.AF_INET, index, _NUD_PERMANENT, 0, 0)
+    body += _attribute(_NDA_DST, socket.inet_aton(address)) + _attribute(_NDA_LLADDR, _mac(mac))
+    return Change(_RTM_NEWNEIGH, body, _NLM_F_CREATE | _NLM_F_REPLACE)
+
+
+def delete_neighbour(index: int, address: str) -> Change:
+    """Forget where the IPv4 address is."""
+    body = _NDMSG.pack(socket.AF_INET, index, 0, 0, 0)
+    return Change(_RTM_DELNEIGH, body + _attribute(_NDA_DST, socket.inet_aton(address)))
 
 
 def delete_link(index: int) -> Change:
