@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanok.errors import HostError, InvalidInput
-from hanok.hypervisors.base import Base, Disk, Machine, Nic
+from hanok.hypervisors.base import Base, Disk, Frozen, Machine, Nic
 from hanok.hypervisors.qemu.arch import X86_64, find_architecture
 from hanok.hypervisors.qemu.argv import (
     Platform,
@@ -24,7 +24,8 @@ from hanok.hypervisors.qemu.argv import (
     build_probe_argv,
     default_tcg_buffer,
 )
-from hanok.hypervisors.qemu.build import newest_machine_type
+from hanok.hypervisors.qemu.build import QemuBuild, newest_machine_type
+from hanok.hypervisors.qemu.fingerprint import fingerprint
 from hanok.model.image import DiskFormat, Kernel
 from hanok.model.vm import Mode
 from hanok.proc import Account
@@ -75,6 +76,16 @@ COMMAS = dataclasses.replace(
     disks=(Disk("root", Path('/srv/a,b "c"/d.qcow2'), DiskFormat.QCOW2),),
     kernel_folder=Path("/srv/k,ernels"),
 )
+CLONE = dataclasses.replace(
+    PARA,
+    frozen=Frozen(memory=11, state=12),
+    disks=(
+        dataclasses.replace(
+            ROOT, bases=(Base(Path("/t/disk.qcow2"), DiskFormat.QCOW2), *ROOT.bases)
+        ),
+        SEED,
+    ),
+)
 
 CASES = {
     "para-tcg": (PARA, TCG, (7,)),
@@ -98,6 +109,7 @@ CASES = {
     ),
     "para-no-sandbox": (PARA, BARE, (7,)),
     "commas": (COMMAS, TCG, (7,)),
+    "clone": (CLONE, TCG, (7,)),
 }
 
 
@@ -120,6 +132,43 @@ def test_golden_probe() -> None:
     check_golden("probe", argv)
 
 
+def test_golden_loader() -> None:
+    check_golden("loader", build_argv(PARA, TCG, (7,), "qemu-system-x86_64", load_into=11))
+
+
+def test_a_clone_and_a_loader_have_the_devices_of_what_was_frozen() -> None:
+    cold, clone, loader = (
+        build_argv(PARA, TCG, (7,)),
+        build_argv(dataclasses.replace(PARA, frozen=Frozen(11, 12)), TCG, (7,)),
+        build_argv(PARA, TCG, (7,), load_into=11),
+    )
+    for argv in (clone, loader):
+        assert argv[-3:] == ["-S", "-incoming", "defer"]
+        assert options(argv, "-device") == options(cold, "-device")
+        for flag in ("-machine", "-cpu", "-smp", "-m", "-accel", "-blockdev", "-netdev"):
+            assert options(argv, flag) == options(cold, flag), flag
+    (private,), (shared,) = (
+        [x for x in options(argv, "-object") if "id=ram" in x] for argv in (clone, loader)
+    )
+    assert private.replace("share=off", "share=on") == shared
+    assert "share=on" in shared
+
+
+def test_the_fingerprint_names_all_that_frozen_memory_depends_on() -> None:
+    build = QemuBuild("7.2.22", "QEMU", "pc-q35-7.2", sandbox=True, digest="a" * 64)
+    texts = {
+        fingerprint(TCG, build),
+        fingerprint(TCG, dataclasses.replace(build, digest="b" * 64)),
+        fingerprint(TCG, dataclasses.replace(build, version="7.2.23")),
+        fingerprint(dataclasses.replace(TCG, machine_type="pc-q35-8.0"), build),
+        fingerprint(dataclasses.replace(TCG, accelerator="kvm"), build),
+    }
+    assert len(texts) == 5
+    assert fingerprint(TCG, build) in texts
+    # A sandbox is none of the guest's business.
+    assert fingerprint(dataclasses.replace(TCG, sandbox=False), build) in texts
+
+
 def check_golden(name: str, argv: list[str]) -> None:
     path = GOLDEN / f"{name}.txt"
     text = "".join(f"{argument}\n" for argument in argv)
@@ -129,7 +178,7 @@ def check_golden(name: str, argv: list[str]) -> None:
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == {*CASES, "probe"}
+    assert {path.stem for path in GOLDEN.iterdir()} == {*CASES, "probe", "loader"}
 
 
 def test_mode_full_has_no_paravirtual_device() -> None:
