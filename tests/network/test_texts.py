@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanok.errors import Conflict, HanokError, InvalidInput
-from hanok.network.keeper import filters, names, routes
+from hanok.network.keeper import dnsmasq, filters, routes
 from hanok.network.keeper.config import Config, Port, parse_port
-from hanok.network.keeper.leases import Leases
 from hanok.network.keeper.ports import MOST_PORTS, Ports
 from hanok.network.outward import pasta_argv
+from tests.network.frames import dhcp, dhcp_options
 
 CONFIG = Config(
     name="n",
@@ -139,44 +139,26 @@ def test_nft_takes_the_rules() -> None:
 
 
 def test_dnsmasq_serves_static_leases_on_the_bridge_only() -> None:
-    argv = names.dnsmasq_options(CONFIG, "H", "N", "S")
+    argv = dnsmasq.options(CONFIG, "H", "N", "S")
     assert "--dhcp-range=10.87.0.0,static,255.255.252.0,infinite" in argv
     assert {"--interface=br0", "--bind-interfaces", "--no-resolv", "--dhcp-ignore-names"} < set(
         argv
     )
     port = parse_port(GOOD, CONFIG)
-    assert names.names_text([port], 258).splitlines() == [
+    assert dnsmasq.hosts_text([port]) == "52:54:00:00:00:01,10.87.0.5,web,infinite\n"
+    assert dnsmasq.names_text([port], 258).splitlines() == [
         "127.0.1.2 _generation.hanok",
         "10.87.0.5 web web.hanok",
     ]
 
 
-def test_an_address_may_go_from_card_to_card() -> None:
-    known = Leases()
-    ports = [
-        parse_port({**GOOD, "mac": f"52:54:00:00:00:{n:02x}", "vm": make_uuid(n)}, CONFIG)
-        for n in range(17)
-    ]
-    for port in ports[:16]:
-        assert known.offer([port])
-    assert known.text([ports[15]]).startswith("52:54:00:00:00:0f,52:54:00:00:00:0e,")
-    assert known.text([ports[15]]).endswith(",52:54:00:00:00:00,10.87.0.5,web,infinite\n")
-    assert len(known.text([ports[15]])) < 1024
-    assert known.offer([ports[3]])
-    assert known.text([ports[3]]).startswith("52:54:00:00:00:03,52:54:00:00:00:0f,")
-    assert not known.offer([ports[16]]), "so many do not fit into a line"
-    assert known.text([ports[16]]) == "52:54:00:00:00:10,10.87.0.5,web,infinite\n"
-
-
-def test_a_card_that_moves_to_another_address_cannot_be_in_two_entries() -> None:
-    known = Leases()
-    one = parse_port(GOOD, CONFIG)
-    moved = parse_port({**GOOD, "address": "10.87.0.6"}, CONFIG)
-    other = parse_port({**GOOD, "mac": "52:54:00:00:00:02", "vm": make_uuid(2)}, CONFIG)
-    assert known.offer([one])
-    assert known.offer([moved])
-    assert not known.offer([moved, other])
-    assert known.text([moved]) == "52:54:00:00:00:01,10.87.0.6,web,infinite\n"
+def test_a_lease_is_given_back_as_its_guest_would() -> None:
+    message = dnsmasq.release_message(parse_port(GOOD, CONFIG), "10.87.0.1")
+    by_hand = dhcp(GOOD["mac"], 7, options=bytes((54, 4, 10, 87, 0, 1)))
+    assert len(message) == len(by_hand)
+    assert message[12:16] == bytes((10, 87, 0, 5))
+    assert message[28:44] == by_hand[28:44]
+    assert dhcp_options(message) == dhcp_options(by_hand) == {53: b"\7", 54: bytes((10, 87, 0, 1))}
 
 
 def test_pasta_forwards_nothing_and_maps_nothing() -> None:

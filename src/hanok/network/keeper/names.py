@@ -1,80 +1,36 @@
 """DHCP and DNS of a network: dnsmasq as a child of the keeper.
 
 Its files are memory of the keeper (memfd), found under /proc, so that nothing is on disk. Each
-change carries a number, served as an address under a name of its own: once dnsmasq answers with
-it, the change is in force.
+version of them carries a number, served as an address under a name of its own: once dnsmasq
+answers with it, the version is in force.
+
+A guest that is ended does not give its lease back, and leases are for ever: the keeper gives them
+back in the place of those that are unplugged. Else their names would stay, and dnsmasq would
+refuse the address to the next card.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
-import socket
-import struct
 import sys
 from collections.abc import Iterable
 
 from hanok.errors import HostError, TimedOut
-from hanok.network.keeper.config import BRIDGE, DNS_FORWARD, DOMAIN, Config, Port
-from hanok.network.keeper.leases import Leases
+from hanok.network.keeper import dnsmasq
+from hanok.network.keeper.config import DNS_FORWARD, Config, Port
 
-_GENERATION = f"_generation.{DOMAIN}"
 _TIMEOUT = 10.0
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
+_PATIENCE = 50  # an answer is waited for so many times as long as the pause before asking again
 _PAUSE = 0.03  # so that the cost of many changes is bounded: each has dnsmasq read all again
+_RELEASES = 12  # of one lease, before it is left alone
 _RESTARTS = 5  # in a row, each less than _STABLE seconds after the one before
 _STABLE = 60.0
 _LOG_LIMIT = 1024 * 1024
-
-
-def dnsmasq_options(config: Config, hosts: str, names: str, servers: str) -> list[str]:
-    """Return dnsmasq's options; the three are paths of files that SIGHUP reads again.
-
-    An empty user and group keep dnsmasq from changing either, which a user namespace forbids.
-    """
-    network = config.network
-    return [
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--user=",
-        "--group=",
-        "--pid-file=",
-        "--log-facility=-",
-        "--quiet-dhcp",
-        f"--interface={BRIDGE}",
-        "--except-interface=lo",
-        "--bind-interfaces",
-        "--no-hosts",
-        "--no-resolv",
-        "--domain-needed",
-        f"--addn-hosts={names}",
-        f"--servers-file={servers}",
-        f"--domain={DOMAIN}",
-        f"--local=/{DOMAIN}/",
-        "--local-ttl=5",
-        f"--dhcp-range={network[0]},static,{network.netmask},infinite",
-        f"--dhcp-hostsfile={hosts}",
-        f"--dhcp-option=option:domain-search,{DOMAIN}",
-        "--dhcp-authoritative",
-        "--dhcp-ignore-names",
-        "--leasefile-ro",
-        "--no-ping",
-    ]
-
-
-def names_text(ports: Iterable[Port], generation: int) -> str:
-    """Return the names, and the number of this change as an address."""
-    lines = [f"{_generation_address(generation)} {_GENERATION}\n"]
-    lines += [f"{p.address} {p.host_name} {p.host_name}.{DOMAIN}\n" for p in ports]
-    return "".join(lines)
-
-
-def _generation_address(generation: int) -> str:
-    return str(ipaddress.IPv4Address((127 << 24) | generation & 0xFFFFFF))
 
 
 class NameServer:
@@ -89,14 +45,14 @@ class NameServer:
         self._files = {name: os.memfd_create(name) for name in ("hosts", "names", "servers")}
         self._ports: tuple[Port, ...] = ()
         self._upstream = False
-        self._generation = 0  # the number of what is asked for
-        self._in_force = 0  # the number of what dnsmasq was seen to serve
+        self._generation = 0  # counts what is asked for
+        self._in_force = 0  # up to here it was seen to be served
+        self._version = 0  # of the files
+        self._served: tuple[Port, ...] = ()
         self._changed = asyncio.Event()
         self._progress = asyncio.Condition()
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
-        self._renewing = False
-        self._leases = Leases()
         self.failure: str | None = None
 
     def update(self, ports: Iterable[Port], *, upstream: bool) -> None:
@@ -111,6 +67,7 @@ class NameServer:
             for task in self._tasks:
                 task.cancel()
             self.failure = None
+            self._served = ()  # a new dnsmasq has no leases
             self._tasks = (
                 asyncio.create_task(self._carry_out()),  # writes the files that dnsmasq reads
                 asyncio.create_task(self._supervise()),
@@ -146,14 +103,58 @@ class NameServer:
             await self._changed.wait()
             self._changed.clear()
             generation = self._generation
-            fits = self._leases.offer(self._ports)
-            self._write_files()
-            if not fits:
-                await self._start_afresh()
-            await self._wait_in_force(generation)
+            await self._change(self._ports)
             self._in_force = generation
             await self._tell()
             await asyncio.sleep(_PAUSE)
+
+    async def _change(self, ports: tuple[Port, ...]) -> None:
+        """Serve exactly ``ports``; what others had is gone before a newcomer may get it."""
+        stay = set(ports).intersection(self._served)
+        gone = [port for port in self._served if port not in stay]
+        if gone:
+            await self._serve(tuple(port for port in ports if port in stay))
+            for port in gone:
+                await self._release(port)
+        if not gone or len(stay) < len(ports):
+            await self._serve(ports)
+
+    async def _release(self, port: Port) -> None:
+        """Have dnsmasq forget the lease of ``port``, if it has one: it knows the name by it."""
+        pause = _FIRST_PAUSE
+        for _ in range(_RELEASES):
+            with contextlib.suppress(OSError):
+                dnsmasq.send_release(port, self._config.gateway)
+            for _ in range(2):  # it may answer the first before it looks at the release
+                if await self._ask(dnsmasq.full_name(port), pause) == "":
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        print(f"dnsmasq keeps the lease of {port.address}", file=sys.stderr, flush=True)
+
+    async def _ask(self, name: str, pause: float) -> str | None:
+        return await dnsmasq.ask(self._config.gateway, name, _PATIENCE * pause)
+
+    async def _serve(self, ports: tuple[Port, ...]) -> None:
+        """Return when files with ``ports`` are in force.
+
+        dnsmasq is told only once it answers: before that it has no handler, and SIGHUP would end
+        it.
+        """
+        self._served = ports
+        self._version += 1
+        self._write_files(ports)
+        wanted = dnsmasq.version_address(self._version)
+        pause = _FIRST_PAUSE
+        told = False
+        while (answer := await self._ask(dnsmasq.VERSION_NAME, pause)) != wanted:
+            if answer is None or told:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            told = answer is not None and not told
+            if told and self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGHUP)
 
     async def _tell(self) -> None:
         async with self._progress:
@@ -163,39 +164,15 @@ class NameServer:
         self.failure = reason
         await self._tell()
 
-    def _write_files(self) -> None:
+    def _write_files(self, ports: tuple[Port, ...]) -> None:
         texts = {
-            "hosts": self._leases.text(self._ports),
-            "names": names_text(self._ports, self._generation),
+            "hosts": dnsmasq.hosts_text(ports),
+            "names": dnsmasq.names_text(ports, self._version),
             "servers": f"server={DNS_FORWARD}\n" if self._upstream else "",
         }
         for name, text in texts.items():
             os.ftruncate(self._files[name], 0)
             os.pwrite(self._files[name], text.encode(), 0)
-
-    async def _start_afresh(self) -> None:
-        """Have dnsmasq forget its leases; guests do not notice, theirs never expire."""
-        if self._process is not None and self._process.returncode is None:
-            self._renewing = True
-            self._process.kill()
-            await self._process.wait()  # what is asked of it now would get no answer
-
-    async def _wait_in_force(self, generation: int) -> None:
-        """Have dnsmasq read its files until it answers with the number of this change.
-
-        It is told only once it answers: before that it has no handler, and SIGHUP would end it.
-        """
-        wanted = socket.inet_aton(_generation_address(generation))
-        pause = _FIRST_PAUSE
-        told = False
-        while (answer := await _ask(self._config.gateway, 50 * pause)) != wanted:
-            if answer is None or told:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            told = answer is not None and not told
-            if told and self._process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.send_signal(signal.SIGHUP)
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
@@ -207,9 +184,6 @@ class NameServer:
             except OSError as error:
                 await self._give_up(f"dnsmasq could not be started: {error.strerror}")
                 return
-            if self._renewing:
-                self._renewing = False
-                continue
             print(f"dnsmasq ended with status {status}", file=sys.stderr, flush=True)
             failures = failures + 1 if loop.time() - started < _STABLE else 1
             if failures > _RESTARTS:
@@ -224,7 +198,7 @@ class NameServer:
         variable, mark = self._config.mark
         self._process = process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", self._config.dnsmasq),
-            *dnsmasq_options(self._config, **paths),
+            *dnsmasq.options(self._config, **paths),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -246,19 +220,3 @@ async def _copy_log(stream: asyncio.StreamReader | None) -> None:
             if os.fstat(2).st_size > _LOG_LIMIT:
                 os.ftruncate(2, 0)
             os.write(2, chunk)
-
-
-async def _ask(server: str, timeout: float) -> bytes | None:
-    """Return the address that ``server`` has for the generation's name; None without answer."""
-    labels = b"".join(bytes([len(part)]) + part.encode() for part in _GENERATION.split("."))
-    query = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect((server, 53))
-            sock.send(query)
-            answer = await asyncio.wait_for(loop.sock_recv(sock, 512), timeout)
-        except (OSError, TimeoutError):
-            return None
-    return answer[-4:] if len(answer) > len(query) else None
