@@ -109,15 +109,16 @@ class Runner(Protocol):
         argv: Sequence[str],
         *,
         owner: Owner,
-        output: Path | None = None,
+        output: Path | int | None = None,
         env: Mapping[str, str] | None = None,
         account: Account | None = None,
         pass_fds: Sequence[int] = (),
         umask: int = 0o077,
     ) -> int:
-        """Start a detached process and return its pid; both streams go to the file ``output``.
+        """Start a detached process and return its pid; both streams go to ``output``.
 
-        Raises HostError when it cannot be started.
+        That is a file that is added to, or a descriptor. Raises HostError when the process cannot
+        be started.
         """
         ...
 
@@ -218,7 +219,7 @@ class SystemRunner:
         argv: Sequence[str],
         *,
         owner: Owner,
-        output: Path | None = None,
+        output: Path | int | None = None,
         env: Mapping[str, str] | None = None,
         account: Account | None = None,
         pass_fds: Sequence[int] = (),
@@ -234,7 +235,9 @@ class SystemRunner:
         def start() -> int:
             with contextlib.ExitStack() as stack:
                 sink = subprocess.DEVNULL
-                if output is not None:
+                if isinstance(output, int):
+                    sink = output
+                elif output is not None:
                     sink = stack.enter_context(open(output, "ab")).fileno()
                 process = subprocess.Popen(
                     [program, *argv[1:]],

@@ -19,8 +19,9 @@ from hanok.errors import HypervisorError
 from hanok.hypervisors.base import Machine, Nic, RunState
 from hanok.hypervisors.qemu import QemuHypervisor
 from hanok.hypervisors.qemu.arch import X86_64
-from hanok.hypervisors.qemu.argv import Platform, build_argv
-from hanok.hypervisors.qemu.process import QemuProcess, start_process
+from hanok.hypervisors.qemu.argv import LOG_FILE, Platform, build_argv
+from hanok.hypervisors.qemu.process import QemuProcess
+from hanok.hypervisors.qemu.spawn import start_process
 from hanok.proc import SystemRunner, find_owned, kill_and_wait
 from hanok.units import MIB
 from tests.hypervisors.frozen import MARK, frozen, left_of, nothing, room_for, up
@@ -84,6 +85,8 @@ async def test_a_hostile_guest_does_not_change_the_template(qemu: Rig) -> None:
                 await there.exec(["sh", "-c", over], timeout=LIMIT)
                 assert template.digest() == before
             await driver.kill(hostile.uuid)
+            # QEMU complained of each page, and that filled no disk.
+            assert 0 < (hostile.folder / LOG_FILE).stat().st_size <= 64 * 1024
             async with up(driver, await template.new_clone("next")) as there:
                 assert await there.read_file(MARK) == b"before"
             assert template.digest() == before

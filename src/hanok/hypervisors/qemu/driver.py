@@ -18,6 +18,7 @@ from hanok.hypervisors.qemu.arch import find_architecture
 from hanok.hypervisors.qemu.argv import LOG_FILE, Platform, build_argv
 from hanok.hypervisors.qemu.build import QemuBuild, read_build
 from hanok.hypervisors.qemu.fingerprint import fingerprint
+from hanok.hypervisors.qemu.folder import process_uid, read_pid_file, remove_files
 from hanok.hypervisors.qemu.freeze import (
     LOADER_KIND,
     WhilePaused,
@@ -28,15 +29,8 @@ from hanok.hypervisors.qemu.freeze import (
 )
 from hanok.hypervisors.qemu.overhead import overhead
 from hanok.hypervisors.qemu.probe import AccelerationProbe, GuestProvider, account_with_kvm
-from hanok.hypervisors.qemu.process import (
-    OWNER_KIND,
-    QemuProcess,
-    process_uid,
-    read_pid_file,
-    remove_files,
-    start_process,
-    to_its_end,
-)
+from hanok.hypervisors.qemu.process import QemuProcess, to_its_end
+from hanok.hypervisors.qemu.spawn import OWNER_KIND, start_process
 from hanok.model.host import HypervisorFacts
 from hanok.model.vm import Mode
 from hanok.proc import Account, Owner, Runner, find_owned, find_program, owner_of

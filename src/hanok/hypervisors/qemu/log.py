@@ -1,11 +1,16 @@
 """QEMU's own output: a file in a folder that its unprivileged account owns.
 
 A hostile emulator may put a link there under the same name, so that nothing here follows one.
+
+The guest of a clone can have QEMU complain without end: each page that its balloon hands back is
+one that the sealed memory does not give away. So a clone writes to memory of a fixed size first,
+also while no daemon runs, and the file gets that at its end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 from pathlib import Path
@@ -13,6 +18,8 @@ from pathlib import Path
 _LONGEST = 1024 * 1024
 _KEPT = 64 * 1024
 _TAIL = 2000
+_BOUND = 64 * 1024
+_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 # Who speaks, and the option it is about: the cause comes after them.
 _SPEAKER = re.compile(r"^qemu-system-\w+: ")
 _OPTION = re.compile(r"^-(blockdev \{.*?\"node-name\": \"(?P<node>[^\"]*)\".*\}|\w+ \S+): ")
@@ -23,6 +30,31 @@ def start_log(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.rename(path.with_name(f"{path.name}.1"))
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+
+
+def bounded_log() -> int:
+    """Return a memfd that takes the first 64 KiB written to it, and refuses the rest.
+
+    The caller closes it. Raises OSError.
+    """
+    log = os.memfd_create("hanok-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(log, _BOUND)
+        fcntl.fcntl(log, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(log)
+        raise
+    return log
+
+
+def keep_log(log: int, path: Path) -> None:
+    """Write what a bounded log took to the file; nothing happens when that cannot be written."""
+    text = os.pread(log, _BOUND, 0).rstrip(b"\0")
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "wb") as file:
+            file.truncate(0)
+            file.write(text)
 
 
 def last_words(path: Path) -> str:

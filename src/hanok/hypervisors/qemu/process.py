@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import psutil
@@ -27,21 +26,18 @@ from hanok.hypervisors.qemu.argv import (
     AGENT_SOCKET,
     CONSOLE_SOCKET,
     LOG_FILE,
-    PID_FILE,
     QMP_SOCKET,
 )
-from hanok.hypervisors.qemu.log import last_words, start_log, trim_log
+from hanok.hypervisors.qemu.folder import remove_files
+from hanok.hypervisors.qemu.log import keep_log, last_words, trim_log
 from hanok.hypervisors.qemu.migration import Migration
 from hanok.hypervisors.qemu.qmp import QmpConnection, connect_to
-from hanok.proc import Account, Owner, Runner, wait_for_exit
+from hanok.proc import wait_for_exit
 
 Notify = Callable[[MachineEvent], None]
 Gone = Callable[["QemuProcess"], None]
 _Result = TypeVar("_Result")
 
-OWNER_KIND = "vm"
-# Sockets 0600: bind() makes them with all permissions but those of the umask.
-_UMASK = 0o177
 _ANSWER_LIMIT = 20.0
 _CONNECT_LIMIT = 5.0
 _LOAD_LIMIT = 2.0
@@ -71,12 +67,14 @@ _REASONS = {
 
 
 class QemuProcess:
-    """A live QEMU process. Made by ``start_process`` or ``adopt_process``.
+    """A live QEMU process. Made by ``start_process``, or of a pid that was found again.
 
     ``exited`` is set once the process and its sockets are gone. ``notify`` gets what happens.
+    ``log`` is its bounded log, of which it keeps a copy.
     """
 
-    def __init__(self, machine: Machine, pid: int) -> None:
+    def __init__(self, machine: Machine, pid: int, log: int | None = None) -> None:
+        self._log = os.dup(log) if log is not None else None
         self.uuid = machine.uuid
         self.pid = pid
         self.exited = asyncio.Event()
@@ -369,6 +367,7 @@ class QemuProcess:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         self._drop_kept_agent()
+        self._keep_log()
         await self._qmp.close()
         self._close_pidfd()
 
@@ -376,6 +375,12 @@ class QemuProcess:
         kept, self._kept_agent = self._kept_agent, None
         if kept is not None:
             kept.writer.close()
+
+    def _keep_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            keep_log(log, self._folder / LOG_FILE)
+            os.close(log)
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
@@ -387,6 +392,7 @@ class QemuProcess:
         await self._qmp.drain()
         await self._qmp.close()
         self._drop_kept_agent()
+        self._keep_log()
         remove_files(self._folder)
         self.exited.set()
         self._close_pidfd()
@@ -456,57 +462,6 @@ class QemuProcess:
                 self._emit("crashed", _REASONS["internal-error"])
 
 
-def remove_files(folder: Path) -> None:
-    """Remove what a QEMU process leaves in its folder besides its log."""
-    for name in (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, PID_FILE):
-        with contextlib.suppress(FileNotFoundError):
-            (folder / name).unlink()
-
-
-async def start_process(
-    runner: Runner,
-    machine: Machine,
-    argv: Sequence[str],
-    *,
-    home: Path,
-    account: Account | None,
-    pass_fds: Sequence[int],
-    kind: str = OWNER_KIND,
-) -> QemuProcess:
-    """Start QEMU and return it when it answers. Leaves nothing but its log when it fails.
-
-    ``kind`` is what its mark says that it is. Raises HypervisorError, HostError.
-    """
-    async with contextlib.AsyncExitStack() as undo:
-        remove_files(machine.folder)
-        start_log(machine.folder / LOG_FILE)
-        undo.callback(remove_files, machine.folder)
-        spawning = asyncio.ensure_future(
-            runner.spawn(
-                argv,
-                owner=Owner(str(home), kind, machine.uuid),
-                output=machine.folder / LOG_FILE,
-                account=account,
-                pass_fds=pass_fds,
-                umask=_UMASK,
-            )
-        )
-        process = await _surely(spawning, machine)
-        undo.push_async_callback(process.kill)
-        await process.wait_until_answering()
-        undo.pop_all()
-    return process
-
-
-async def _surely(spawning: asyncio.Future[int], machine: Machine) -> QemuProcess:
-    """Wait for the pid even when we are cancelled: else a process would be left behind."""
-    try:
-        return QemuProcess(machine, await asyncio.shield(spawning))
-    except asyncio.CancelledError:
-        await QemuProcess(machine, await spawning).kill()
-        raise
-
-
 async def to_its_end(work: Awaitable[_Result]) -> _Result:
     """Return what ``work`` does, and let it come to its end even when we are cancelled."""
     working = asyncio.ensure_future(work)
@@ -519,22 +474,3 @@ async def to_its_end(work: Awaitable[_Result]) -> _Result:
     if cancelled:
         raise asyncio.CancelledError
     return working.result()
-
-
-def process_uid(pid: int) -> int | None:
-    """Return the uid that process ``pid`` runs as; None when it is gone."""
-    try:
-        return Path(f"/proc/{pid}").stat().st_uid
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def read_pid_file(folder: Path) -> int | None:
-    """Return what the pid file says, which its process could have forged; None without one."""
-    try:
-        descriptor = os.open(folder / PID_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        text = file.read(16).strip()
-    return int(text) if text.isdigit() else None
