@@ -71,11 +71,11 @@ def test_no_templates_say_how_to_make_one(api: StandIn, hanok: Hanok) -> None:
 
 
 def test_show_names_all_clones(api: StandIn, hanok: Hanok) -> None:
-    clones = [*HUNDRED, "db", "odd\x1b[1mname"]
+    clones = [*sorted(HUNDRED), "db", "odd\x1b[1mname"]
     api.on("GET", "templates/base", recorded.template_view(clones=clones, used=0))
     shown = hanok("template", "show", "base").stdout
     words = " ".join(shown.split())
-    assert "clones 102: web-1 to web-100, db, odd?[1mname" in words
+    assert "clones 102: db, odd?[1mname, web-1 to web-100" in words
     assert "instant clones yes" in words
     assert "memory 256 MiB, of which 48 MiB in use" in words
     assert "made for you" in words

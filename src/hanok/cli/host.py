@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -98,27 +98,29 @@ def _print(session: Session, host: HostView) -> None:
 
 
 def _memory(host: HostView) -> list[tuple[str, Cell | str | None]]:
-    """Return what is sold, used and shared of the memory, and by which policy."""
-    said = cast("dict[str, Any]", host)  # a daemon of another version may say less
+    """Return what is sold, used and shared of the memory, and by which policy.
 
-    def amount(name: str, words: str) -> str | None:
-        return None if said.get(name) is None else f"{format_size(said[name])} {words}"
+    A daemon of another version may say less.
+    """
+
+    def amount(size: int | None, words: str) -> str | None:
+        return None if size is None else f"{format_size(size)} {words}"
 
     return [
-        ("policy", _policy(said)),
-        ("sold", amount("sold", "of memory to what is up, overhead included")),
-        ("used", amount("used", "really used by them now")),
-        ("shared", amount("shared", "saved because they share memory")),
+        ("policy", _policy(host)),
+        ("sold", amount(host.get("sold"), "of memory to what is up, overhead included")),
+        ("used", amount(host.get("used"), "really used by them now")),
+        ("shared", amount(host.get("shared"), "saved because they share memory")),
     ]
 
 
-def _policy(said: Mapping[str, Any]) -> Cell | str | None:
-    policy = said.get("memory_policy")
+def _policy(host: HostView) -> Cell | str | None:
+    policy = host.get("memory_policy")
     if policy == "guaranteed":
         return "guaranteed: each VM can use all of its memory"
     if policy != "shared":
         return policy
-    factor, reserve = said.get("memory_factor"), said.get("shared_reserve")
+    factor, reserve = host.get("memory_factor"), host.get("shared_reserve")
     words = "memory is sold more than once"
     if factor is not None:
         words = f"memory may be sold {factor:g} times"

@@ -119,6 +119,16 @@ def when_shortly(value: float) -> str:
     return time.strftime("%b %d" if moment[0] == today[0] else "%Y-%m-%d", moment)
 
 
+def counted(names: Sequence[str]) -> list[str]:
+    """Return ``names`` in the order in which people count: ``web-2`` before ``web-10``."""
+
+    def place(name: str) -> tuple[str, int]:
+        match = _NUMBERED.fullmatch(name)
+        return (name, -1) if match is None else (match[1], int(match[2]))
+
+    return sorted(names, key=place)
+
+
 def spans(names: Sequence[str]) -> list[str]:
     """Return ``names`` with runs of numbers put together: ``web-1 to web-100``, ``db``."""
     runs: list[list[str]] = []

@@ -18,7 +18,7 @@ from hanok.cli.base import (
     pass_session,
     program_name,
 )
-from hanok.cli.listing import spans, when, when_shortly
+from hanok.cli.listing import counted, spans, when, when_shortly
 from hanok.cli.output import Cell, printable
 from hanok.cli.progress import follow
 from hanok.errors import HanokError
@@ -177,7 +177,7 @@ def show(session: Session, name: str) -> None:
 
 
 def _clones(names: Sequence[str]) -> str:
-    return f"{len(names)}: {', '.join(spans(names))}" if names else "none"
+    return f"{len(names)}: {', '.join(spans(counted(names)))}" if names else "none"
 
 
 @click.command(
