@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -18,14 +19,17 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from bench.clones import PARTS, Options, measure_clones
 from bench.hanok import Hanok, own_hanok
 from bench.machine import resident
 from bench.plain import Guest, seconds_to_ready
+from bench.plot import plot_clones
 from bench.report import Figure, Report
 
 _ROOT = Path(__file__).parents[1]
 _STACK = _ROOT / "examples/three-servers.yaml"
 _MICRO_MEMORY = 128
+_PLOT = _ROOT / "docs/clones.svg"
 _MIB = 1024 * 1024
 
 
@@ -35,10 +39,17 @@ def main() -> int:
     names = [*_GROUPS]
     parser.add_argument("groups", nargs="*", choices=[*names, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=7, help="boots of micro, each way")
+    _add_clone_options(parser)
     options = parser.parse_args()
     console, report = Console(stderr=True), Report()
+    if options.plot is not None:
+        plot_clones(options.plot, _PLOT)
+        print(f"drawn to {_PLOT.relative_to(_ROOT)}")
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is removed
+    clones = Options(options.parts, options.clones, options.rounds, options.samples)
     with contextlib.ExitStack() as stack:
-        bench = Bench(report, console, options.rounds, stack)
+        bench = Bench(report, console, options.rounds, stack, clones)
         for name in options.groups or names:
             console.print(f"[bold]{name}[/bold] …")
             _GROUPS[name](bench)
@@ -47,15 +58,45 @@ def main() -> int:
     return 0 if report.kept else 1
 
 
+def _add_clone_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("clones")
+    group.add_argument(
+        "--parts",
+        type=_parts,
+        default=PARTS,
+        metavar="NAME,...",
+        help=f"parts of the group clones (default: {','.join(PARTS)})",
+    )
+    group.add_argument("--clones", type=int, default=300, help="how many for the part many")
+    group.add_argument("--samples", type=int, default=20, help="clones made one by one")
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE", help="only draw docs/clones.svg from a run's JSON"
+    )
+
+
+def _parts(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(PARTS)}")
+    return names
+
+
 class Bench:
     """The measurements; one data directory for all that need real guests."""
 
     def __init__(
-        self, report: Report, console: Console, rounds: int, stack: contextlib.ExitStack
+        self,
+        report: Report,
+        console: Console,
+        rounds: int,
+        stack: contextlib.ExitStack,
+        clone_options: Options,
     ) -> None:
         self.report = report
         self.console = console
         self.rounds = rounds
+        self.clone_options = clone_options
         self._stack = stack
         self._real: Hanok | None = None
 
@@ -85,7 +126,7 @@ class Bench:
         """``hanok run micro`` against plain QEMU, by turns."""
         warm = self._run_micro("warm")
         image = self.real.json("image", "inspect", "micro")
-        guest = Guest.of_image(self.real.home / "images", image, _MICRO_MEMORY)
+        guest = Guest.of_image(self.real.images, image, _MICRO_MEMORY)
         vm = self.real.json("show", "warm")
         self.real.run("delete", "--force", "warm")
         self.console.print(f"  the first one, network made: {warm:.2f} s")
@@ -118,11 +159,16 @@ class Bench:
             many = [fake.seconds("list") for _ in range(20)]
         self.report.median("hanok list, 100 VMs (fake)", many, limit=0.25)
 
+    def clones(self) -> None:
+        """Templates and clones, with settings of their own: see bench/clones.py."""
+        measure_clones(self.report, self.console, self.clone_options)
+
 
 _GROUPS: dict[str, Callable[[Bench], None]] = {
     "three-servers": Bench.three_servers,
     "micro": Bench.micro,
     "list": Bench.listing,
+    "clones": Bench.clones,
 }
 
 

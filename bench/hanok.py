@@ -12,28 +12,55 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hanok.client.client import Client, failure
+from hanok.client.daemon import open_client
+from hanok.client.wire import FINAL_STATES, OperationWire
+from hanok.errors import HanokError
+from hanok.proc import find_owned
+
 _PROGRAM = Path(sys.executable).with_name("hanok")
 _LIMIT = 1800.0
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Hanok:
-    """The command line with one data directory; ``hypervisor`` as HANOK_HYPERVISOR."""
+    """The command line with one data directory.
+
+    ``hypervisor`` as HANOK_HYPERVISOR; ``settings`` are more of the daemon's variables.
+    """
 
     home: Path
     hypervisor: str = "auto"
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its processes."""
+        own = {"HANOK_HOME": str(self.home), "HANOK_HYPERVISOR": self.hypervisor}
+        return {**os.environ, **self.settings, **own}
+
+    @property
+    def images(self) -> Path:
+        """Where its images are."""
+        return Path(self.environ.get("HANOK_IMAGES") or self.home / "images")
+
+    def client(self) -> Client:
+        """Return a client of its daemon, which is started if there is none."""
+        self.run("list")
+        return open_client(self.environ, start=False)
 
     def run(self, *arguments: str) -> str:
         """Run a command and return its output. Raises CalledProcessError when it fails."""
-        env = {**os.environ, "HANOK_HOME": str(self.home), "HANOK_HYPERVISOR": self.hypervisor}
         done = subprocess.run(
             [str(_PROGRAM), *arguments],
-            env=env,
+            env=self.environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_LIMIT,
@@ -60,17 +87,50 @@ class Hanok:
         return int(self.json("version")["daemon"]["pid"])
 
     def delete_all(self) -> None:
-        """Delete every VM, running or not."""
-        for vm in self.json("list"):
-            self.run("delete", "--force", str(vm["name"]))
+        """Delete every VM, running or not, and every template."""
+        client = self.client()
+        _settle(client)
+        delete(client, [vm["name"] for vm in client.vms()])
+        for template in client.templates():
+            client.delete_template(template["name"])
+
+
+def finish(client: Client, operation: OperationWire) -> OperationWire:
+    """Return the operation once it has ended. Raises its error when it failed."""
+    for seen in client.follow(operation["id"]):
+        operation = seen
+    error = failure(operation)
+    if error is not None:
+        raise error
+    return operation
+
+
+def delete(client: Client, names: Sequence[str]) -> None:
+    """Delete VMs, running or not, some at once."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        ended = pool.map(lambda name: finish(client, client.delete(name, force=True)), names)
+        for _ in ended:
+            pass
+
+
+def _settle(client: Client) -> None:
+    """Cancel what goes on where that can be done, and wait until nothing goes on."""
+    for operation in client.operations():
+        if operation["state"] not in FINAL_STATES:
+            with contextlib.suppress(HanokError):
+                client.cancel(operation["id"])
+            for _ in client.follow(operation["id"]):
+                pass
 
 
 @contextlib.contextmanager
-def own_hanok(hypervisor: str = "auto") -> Iterator[Hanok]:
+def own_hanok(
+    hypervisor: str = "auto", settings: Mapping[str, str] | None = None
+) -> Iterator[Hanok]:
     """Give a Hanok with an empty data directory; everything of it is gone afterwards."""
     home = Path(tempfile.mkdtemp(prefix="hk-bench-", dir="/tmp"))
     home.chmod(0o755)
-    hanok = Hanok(home, hypervisor)
+    hanok = Hanok(home, hypervisor, settings or {})
     try:
         yield hanok
     finally:
@@ -78,7 +138,10 @@ def own_hanok(hypervisor: str = "auto") -> Iterator[Hanok]:
         for network in hanok.json("network", "list"):
             hanok.run("network", "delete", str(network["name"]))
         _end_daemon(hanok)
+        left = list(find_owned(home))
         shutil.rmtree(home)
+        if left:
+            raise RuntimeError(f"Hanok left processes behind: {left}")
 
 
 def _end_daemon(hanok: Hanok) -> None:

@@ -21,6 +21,7 @@ _AGENT = "org.qemu.guest_agent.0"
 _BOOT_LIMIT = 120.0
 _ASK_AGAIN = 0.5
 _POLL = 0.05
+_CONNECT_AGAIN = 0.002
 # What QEMU's user network gives its first guest.
 _ADDRESS = b'"10.0.2.15"'
 
@@ -63,23 +64,24 @@ def seconds_to_ready(guest: Guest, accelerator: str, machine: str) -> float:
 
     That is the state which Hanok calls ready.
     """
-    with _scratch() as scratch:
+    with scratch_folder() as scratch:
         overlay = scratch / "disk.qcow2"
         base = guest.folder / guest.disk
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base)]
         subprocess.run([*create, str(overlay)], check=True)
         started = time.perf_counter()
-        process = subprocess.Popen(_argv(guest, overlay, scratch, accelerator, machine))
+        process = subprocess.Popen(plain_argv(guest, overlay, scratch, accelerator, machine))
         try:
-            _wait_for_agent(scratch / "agent.sock", process)
-            return time.perf_counter() - started
+            with wait_for_agent(scratch / "agent.sock", process):
+                return time.perf_counter() - started
         finally:
             process.kill()
             process.wait()
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
+    """Give an empty folder, removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="hk-plain-", dir="/tmp"))
     try:
         yield folder
@@ -87,7 +89,10 @@ def _scratch() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _argv(guest: Guest, overlay: Path, scratch: Path, accelerator: str, machine: str) -> list[str]:
+def plain_argv(
+    guest: Guest, overlay: Path, scratch: Path, accelerator: str, machine: str
+) -> list[str]:
+    """Return QEMU's arguments; its console and agent are in ``scratch``."""
     accel = "kvm" if accelerator == "kvm" else "tcg,thread=multi,tb-size=64"
     return [
         "qemu-system-x86_64",
@@ -106,22 +111,31 @@ def _argv(guest: Guest, overlay: Path, scratch: Path, accelerator: str, machine:
     ]
 
 
-def _wait_for_agent(path: Path, process: subprocess.Popen[bytes]) -> None:
+@contextlib.contextmanager
+def wait_for_agent(path: Path, process: subprocess.Popen[bytes]) -> Iterator[socket.socket]:
+    """Wait until the agent tells of the guest's address; give the connection to it."""
+    with connect(path, process) as connection:
+        wait_for_answer(connection)
+        _wait_for_address(connection)
+        yield connection
+
+
+def wait_for_answer(connection: socket.socket) -> None:
+    """Ask the agent until it answers. Raises TimeoutError."""
     deadline = time.monotonic() + _BOOT_LIMIT
-    with contextlib.closing(_connect(path, process, deadline)) as connection:
-        connection.settimeout(_ASK_AGAIN)
-        received = b""
-        while time.monotonic() < deadline:
-            connection.sendall(b'{"execute":"guest-ping"}\n')
-            with contextlib.suppress(TimeoutError):
-                received += connection.recv(4096)
-            if b'{"return": {}}' in received:
-                _wait_for_address(connection, deadline)
-                return
+    connection.settimeout(_ASK_AGAIN)
+    received = b""
+    while time.monotonic() < deadline:
+        connection.sendall(b'{"execute":"guest-ping"}\n')
+        with contextlib.suppress(TimeoutError):
+            received += connection.recv(4096)
+        if b'{"return": {}}' in received:
+            return
     raise TimeoutError(f"the guest did not answer within {_BOOT_LIMIT:g} s")
 
 
-def _wait_for_address(connection: socket.socket, deadline: float) -> None:
+def _wait_for_address(connection: socket.socket) -> None:
+    deadline = time.monotonic() + _BOOT_LIMIT
     connection.settimeout(_BOOT_LIMIT)
     received = b""
     while _ADDRESS not in received and time.monotonic() < deadline:
@@ -131,12 +145,21 @@ def _wait_for_address(connection: socket.socket, deadline: float) -> None:
             time.sleep(_POLL)
 
 
-def _connect(path: Path, process: subprocess.Popen[bytes], deadline: float) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            connection.connect(str(path))
-            return connection
-        time.sleep(0.01)
-    connection.close()
-    raise RuntimeError(f"QEMU ended with status {process.poll()} before its guest ran")
+@contextlib.contextmanager
+def connect(path: Path, process: subprocess.Popen[bytes]) -> Iterator[socket.socket]:
+    """Give a connection to a socket that ``process`` is about to open."""
+    deadline = time.monotonic() + _BOOT_LIMIT
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        while not _is_connected(connection, path):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"QEMU ended with status {process.poll()} before its guest ran")
+            time.sleep(_CONNECT_AGAIN)
+        yield connection
+
+
+def _is_connected(connection: socket.socket, path: Path) -> bool:
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True

@@ -34,9 +34,10 @@ class Figure:
 
 @dataclass
 class Report:
-    """What a run measured."""
+    """What a run measured: figures, and series for plots (rows of numbers by name)."""
 
     figures: list[Figure] = field(default_factory=list)
+    series: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def add(self, figure: Figure) -> None:
         """Add a figure."""
@@ -68,6 +69,7 @@ class Report:
         content = {
             "machine": describe_machine(),
             "figures": [{**asdict(figure), "kept": figure.kept} for figure in self.figures],
+            "series": self.series,
         }
         path.write_text(json.dumps(content, indent=2) + "\n")
         return path
@@ -88,7 +90,8 @@ class Report:
 
 
 def _text(value: float, unit: str) -> str:
-    return f"{value:.2f} {unit}".rstrip() if unit != "MiB" else f"{value:.0f} MiB"
+    digits = {"MiB": 0, "%": 1, "": 0}.get(unit, 2 if value >= 1 else 3)
+    return f"{value:.{digits}f} {unit}".rstrip()
 
 
 def _spread(figure: Figure) -> str:
