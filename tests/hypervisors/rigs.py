@@ -24,8 +24,9 @@ from hanok.model.image import DiskFormat, Image
 from hanok.model.vm import Mode
 from hanok.proc import Account, SystemRunner, find_owned
 from hanok.units import MIB
+from tests.machine import patient, put_verdict
 
-LIMIT = 90.0
+LIMIT = patient(90.0)
 _UID = 1_700_000_321
 
 
@@ -122,6 +123,7 @@ def make_driver(home: Path, *, fake: bool) -> Driver:
     async def no_guest() -> ProbeGuest | None:
         return None
 
+    put_verdict(home)
     return QemuHypervisor(SystemRunner(), home, no_guest, home / "acceleration.json")
 
 

@@ -12,11 +12,13 @@ import pytest
 from hanok.errors import AgentUnavailable, GuestError, HypervisorError
 from hanok.guest.agent import AgentConnection
 from hanok.guest.evidence import collect_evidence
+from hanok.guest.identity import Identity, give_identity, has_helper
 from hanok.hypervisors.base import Disk, Machine, RunState
 from hanok.hypervisors.fake import FakeFaults, FakeHypervisor
 from hanok.model.image import DiskFormat
 from hanok.model.vm import Mode
 from hanok.units import MIB
+from tests.hypervisors.frozen import nothing, room_for
 from tests.hypervisors.rigs import Follower, agent_of
 
 
@@ -41,6 +43,35 @@ def machine_in(folder: Path, mode: Mode = Mode.PARA) -> Machine:
         account=None,
         disks=(Disk("root", disk, DiskFormat.RAW),),
     )
+
+
+async def test_a_guest_takes_an_identity_or_says_why_not(
+    fake: FakeHypervisor, short_tmp: Path
+) -> None:
+    machine = machine_in(short_tmp)
+    await fake.start(machine)
+    wanted = Identity(host_name="web-1", uuid="11111111-2222-3333-4444-555555555555")
+    async with agent_of(fake, machine) as agent:
+        assert await has_helper(agent)
+        await give_identity(agent, wanted, timeout=10)
+        assert (await agent.exec(["hostname"])).stdout == b"web-1\n"
+        assert await agent.read_file("/etc/machine-id") == b"11111111222233334444555555555555\n"
+        fake.faults.identity = "no luck"
+        with pytest.raises(GuestError, match="no luck"):
+            await give_identity(agent, wanted, timeout=10)
+
+
+async def test_a_freeze_that_fails_leaves_the_guest_running(
+    fake: FakeHypervisor, short_tmp: Path
+) -> None:
+    machine = machine_in(short_tmp)
+    await fake.start(machine)
+    fake.faults.fail("freeze", "no luck", times=1)
+    with room_for(machine, short_tmp) as (memory, state):
+        with pytest.raises(HypervisorError, match="no luck"):
+            await fake.freeze(machine.uuid, machine, (), memory, state, nothing)
+        assert await fake.state(machine.uuid) is RunState.RUNNING
+        await fake.freeze(machine.uuid, machine, (), memory, state, nothing)
 
 
 async def test_a_fault_strikes_as_often_as_it_was_told(

@@ -55,6 +55,7 @@ class FakeFaults(BaseModel):
     ignore_power_button: bool = False
     silent_agent: bool = False
     fingerprint: str = "fake 1"
+    identity: str | None = Field(default=None, description="why guests take no identity")
     shown_mode: Mode | None = Field(default=None, description="what guests show, whatever they run")
 
     def fail(self, method: str, error: str, *, times: int | None = None, delay: float = 0) -> None:
@@ -231,7 +232,8 @@ class FakeHypervisor:
 
         kept = self._machines[uuid]
         mode = self.faults.shown_mode or kept.mode
-        self._live[uuid] = _Live(FakeGuest(kept.name, mode, shut_down))
+        guest = FakeGuest(kept.name, mode, shut_down, refusal=lambda: self.faults.identity)
+        self._live[uuid] = _Live(guest)
 
     async def ask_stop(self, uuid: str) -> None:
         """See Hypervisor.ask_stop; a paused guest reacts once it is resumed, a crashed one not."""

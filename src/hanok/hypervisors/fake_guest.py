@@ -2,7 +2,8 @@
 
 The agent speaks the protocol of the QEMU guest agent (QEMU, docs/interop/qemu-ga-ref). Nothing
 that it is told to run runs on the host: it knows ``echo``, ``true``, ``false``, ``cat``, ``sleep``,
-and of ``sh`` the scripts that Hanok itself sends and simple lines of those commands.
+and of ``sh`` the scripts that Hanok itself sends and simple lines of those commands. It has the
+helper that takes an identity (guest/identity.py says what it is told, and how it answers).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 from hanok.model.vm import Mode
 
 _KERNEL = "0.0.0-fake"
+_HELPER = {"/run/hanok/ready": b"identity 1 fake\n", "/run/hanok/identity": b""}
+_FIFO, _ANSWER = "/run/hanok/identity", "/run/hanok/identity.result"
 
 _EVIDENCE = {
     Mode.FULL: "disk ahci\nnic e1000e\n",
@@ -57,12 +60,16 @@ class GuestFile:
 
 @dataclass
 class FakeGuest:
-    """One guest; ``shut_down`` is called when it powers itself off."""
+    """One guest; ``shut_down`` is called when it powers itself off.
+
+    ``refusal`` says why it does not take an identity, None when it does.
+    """
 
     name: str
     mode: Mode
     shut_down: Callable[[], Awaitable[None]]
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=_HELPER.copy)
+    refusal: Callable[[], str | None] = lambda: None
     _open: dict[int, GuestFile] = field(default_factory=dict)
     _ran: dict[int, Ran] = field(default_factory=dict)
     _handles: int = 1000
@@ -199,9 +206,27 @@ class FakeGuest:
         return {"count": len(data), "eof": False}
 
     def _file_close(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        self._file(arguments)
+        file = self._file(arguments)
         del self._open[int(arguments["handle"])]
+        if file.path == _FIFO and self.files[_FIFO]:
+            self._take_identity(self.files[_FIFO].decode())
+            self.files[_FIFO] = b""
         return {}
+
+    def _take_identity(self, message: str) -> None:
+        """Become who a message says (guest/identity.py, build_message)."""
+        lines = message.splitlines()
+        said = dict(line.split("=", 1) for line in lines if "=" in line)
+        nonce, why = said.get("nonce", "-"), self.refusal()
+        if lines[-1] != "end" or not {"host_name", "uuid"} <= said.keys():
+            why = "the message is not whole"
+        if why is not None:
+            self.files[_ANSWER] = f"failed {nonce} {why}\n".encode()
+            return
+        self.name = said["host_name"]
+        self.files["/etc/hostname"] = f"{self.name}\n".encode()
+        self.files["/etc/machine-id"] = f"{said['uuid']}\n".encode()
+        self.files[_ANSWER] = f"ok {nonce}\n".encode()
 
     # --- programs ---------------------------------------------------------------------------
 
