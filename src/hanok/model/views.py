@@ -103,6 +103,7 @@ class TemplateView(TypedDict):
     id: str
     name: str
     owner: str
+    stack: str | None
     state: str
     image: str
     cpus: int

@@ -171,7 +171,7 @@ class StackService:
         None when it cannot be frozen: then each of them boots.
         """
         source = await self._parts.vm(first)
-        name = f"replicas-{source.uuid[:12]}"
+        name = f"replicas-{source.uuid[:8]}"
         async with self._parts.locks.by_vm[f"template {name}"]:
             for template in await self._parts.store.templates():
                 if template.name == name and template.state is TemplateState.READY:

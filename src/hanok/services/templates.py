@@ -194,7 +194,8 @@ class TemplateService:
         return TemplateView(
             id=template.id,
             name=template.name,
-            owner=f"stack {template.stack}" if template.stack else str(template.owner),
+            owner=str(template.owner),
+            stack=template.stack,
             state=str(template.state),
             image=spec.image,
             cpus=spec.cpus,

@@ -120,7 +120,7 @@ class Views:
             cpu_ratio=policy.cpu_ratio,
             memory=resources.memory,
             overhead=sums.usage.overhead,
-            vms=len(records),
+            vms=sum(not record.internal for record in records),
             running=sum(is_up(record) for record in records),
             rooms=[self._room(room) for room in sums.rooms],
             notes=self._notes(resources.disk, resources.disk_free),

@@ -98,7 +98,7 @@ class WarmStarts:
             "fingerprint": fingerprint,
         }
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-        return f"warm-{digest[:12]}"
+        return f"warm-{digest[:8]}"
 
     async def consider(self, record: VmRecord) -> None:
         """Have a warm template made, in the background, of what ``record`` has just booted."""
