@@ -12,6 +12,7 @@ import pytest
 from hanok.network.keepers import KeeperNetworks
 from tests.network.conftest import CLOSED, RECORD, Bench, make_port
 from tests.network.forged import (
+    FOREIGN_ADDRESS,
     FOREIGN_MAC,
     GATEWAY,
     MARK,
@@ -90,6 +91,23 @@ def test_the_bridge_never_learns_a_forged_address(bench: Bench) -> None:
         assert victim.find(marked) is not None
         assert bad.find(marked, 0.3) is None
         assert other.ping(GATEWAY, GATEWAY_MAC)
+
+    attempt(bench, body)
+
+
+def test_questions_go_to_who_can_answer_and_wake_nobody_else(bench: Bench) -> None:
+    async def body(bad: FrameGuest, victim: FrameGuest, other: FrameGuest) -> None:
+        for wanted in (VICTIM.address, GATEWAY, BAD.address, FOREIGN_ADDRESS):
+            bad.send(arp(BAD.mac, BAD.address, wanted))
+        bad.send(arp(BAD.mac, BAD.address, VICTIM.address, reply=True))
+        assert bad.lease()["address"] == BAD.address
+        everybody = udp((BAD.address, 4000), ("255.255.255.255", 4000), MARK)
+        bad.send(ethernet(BAD.mac, BROADCAST, IPV4, everybody))
+        for guest, arps in ((victim, 2), (other, 1)):
+            seen: list[bytes] = []
+            while not seen or not marked(seen[-1]):
+                seen.append(next(guest.frames(5)))
+            assert [frame[12:14] for frame in seen] == [b"\x08\x06"] * arps + [b"\x08\x00"]
 
     attempt(bench, body)
 

@@ -1,6 +1,8 @@
 """The packet filters of a network, as text for nft: pure functions.
 
 Frames are judged when they enter the bridge, in the bridge family, by sets that pin each port.
+What every port would get although it is for one, the questions of ARP and both sides of DHCP, goes
+to that one alone: else each new guest would wake all others, which may be hundreds.
 Only ether, arp, ip and udp matches are used: others (ct, reject, VLAN filtering, meta ibrname)
 fail in that family on some kernels. What leaves the subnet, or is for the keeper itself, is
 judged in the inet family.
@@ -35,6 +37,7 @@ table bridge hanok {{
   set arps {{ typeof iifname . arp saddr ether . arp saddr ip; }}
   set addresses {{ typeof iifname . ether saddr . ip saddr; }}
   set clients {{ typeof iifname . {_CHADDR}; }}
+  set asked {{ typeof oifname . arp daddr ip; }}
   chain prerouting {{
     type filter hook prerouting priority -300; policy drop;
     iifname . ether saddr != @macs drop
@@ -46,6 +49,15 @@ table bridge hanok {{
     udp dport 67 iifname . {_CHADDR} != @clients drop
     iifname . ether saddr . ip saddr @addresses accept
     ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
+  }}
+  chain forward {{
+    type filter hook forward priority 0; policy accept;
+    ether type arp arp operation request oifname . arp daddr ip != @asked drop
+    ether type ip udp dport 67 drop
+  }}
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    ether type ip udp sport 67 udp dport 68 oifname . {_CHADDR} != @clients drop
   }}
 }}
 table inet hanok {{
@@ -95,12 +107,19 @@ def _each_set(verb: str, elements: Mapping[str, list[str]]) -> str:
 
 def _elements(ports: Iterable[Port]) -> dict[str, list[str]]:
     """Return what pins ``ports``, by the names of the sets."""
-    found: dict[str, list[str]] = {"macs": [], "arps": [], "addresses": [], "clients": []}
+    found: dict[str, list[str]] = {
+        "macs": [],
+        "arps": [],
+        "addresses": [],
+        "clients": [],
+        "asked": [],
+    }
     for port in ports:
         found["macs"].append(f'"{port.tap}" . {port.mac}')
         found["arps"].append(f'"{port.tap}" . {port.mac} . {port.address}')
         found["addresses"].append(f'"{port.tap}" . {port.mac} . {port.address}')
         found["clients"].append(f'"{port.tap}" . 0x{port.mac.replace(":", "")}')
+        found["asked"].append(f'"{port.tap}" . {port.address}')
     return found
 
 

@@ -84,6 +84,7 @@ class Links:
             )
         except BaseException:
             os.close(descriptor)
+            self._forget(port)
             raise
         return descriptor
 
@@ -92,10 +93,13 @@ class Links:
 
         The kernel waits for its readers then (16 ms), so that happens in a thread.
         """
-        with contextlib.suppress(CommandFailed):  # there was none
-            self._netlink.run(rtnetlink.delete_neighbour(self._bridge, port.address))
+        self._forget(port)
         if has_link(port.tap):
             await asyncio.to_thread(self._delete, port.tap)
+
+    def _forget(self, port: Port) -> None:
+        with contextlib.suppress(CommandFailed):  # the address is not known
+            self._netlink.run(rtnetlink.delete_neighbour(self._bridge, port.address))
 
     def _delete(self, name: str) -> None:
         try:

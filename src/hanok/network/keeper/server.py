@@ -157,7 +157,7 @@ class Keeper:
                 self._filters.run(filters.change_rules((), [port]))
                 self._ports.put(port)
                 descriptor = await self._links.make_tap(port)
-            except HanokError:
+            except (HanokError, OSError):
                 self._filters.run(filters.change_rules([port], ()))
                 self._ports.remove(port.vm)
                 raise
