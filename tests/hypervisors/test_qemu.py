@@ -18,7 +18,13 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixe
 
 from hanok.errors import GuestError, HanokError, HypervisorError
 from hanok.hypervisors.base import Disk, Machine, RunState
-from hanok.hypervisors.qemu.log import last_words, start_log, trim_log
+from hanok.hypervisors.qemu.log import (
+    bounded_log,
+    keep_log,
+    last_words,
+    start_log,
+    trim_log,
+)
 from hanok.model.image import DiskFormat
 from hanok.model.vm import Mode
 from hanok.proc import Account, SystemRunner, find_owned
@@ -464,3 +470,23 @@ def test_the_log_is_cut_while_it_is_written(short_tmp: Path) -> None:
     start_log(log)
     assert log.stat().st_size == 0
     assert (short_tmp / "qemu.log.1").stat().st_size > 0
+
+
+def test_a_bounded_log_takes_no_more_and_follows_no_link(short_tmp: Path) -> None:
+    canary, path = short_tmp / "canary", short_tmp / "qemu.log"
+    log = bounded_log()
+    try:
+        subprocess.run(["seq", "1", "100000"], stdout=log, stderr=subprocess.DEVNULL, check=False)
+        with pytest.raises(PermissionError):
+            os.ftruncate(log, MIB)
+        start_log(path)
+        keep_log(log, path)
+        assert path.read_bytes().startswith(b"1\n2\n3\n")
+        assert path.stat().st_size <= 64 * 1024
+        path.unlink()
+        canary.write_bytes(b"secret")
+        path.symlink_to(canary)
+        keep_log(log, path)
+    finally:
+        os.close(log)
+    assert canary.read_bytes() == b"secret"
