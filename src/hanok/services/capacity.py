@@ -71,9 +71,16 @@ class CapacityService:
         )
 
     async def demands(self, everyone: Sequence[VmRecord]) -> list[Demand]:
-        """Return what each VM takes now: one that is stopped takes its disk only."""
+        """Return what each VM takes now: one that is stopped takes its disk only.
+
+        The frozen memory of templates is one more demand: it may be open as long as they exist.
+        """
         costs = await self._costs(t for vm in everyone if (t := _resumes(vm)) is not None)
-        return await asyncio.to_thread(self._demands, everyone, costs)
+        demands = await asyncio.to_thread(self._demands, everyone, costs)
+        frozen = sum(template.memory_used for template in await self._parts.store.templates())
+        if frozen:
+            demands.append(Demand(cpus=0, memory=0, overhead=frozen, cost_now=0))
+        return demands
 
     def _demands(self, everyone: Sequence[VmRecord], costs: Mapping[str, int]) -> list[Demand]:
         overhead = cache(self._parts.hypervisor.overhead)  # hundreds have the same shape

@@ -63,7 +63,6 @@ class InstantStart:
         started = time.time()
         await self._start_machine(record, template, memory)
         hit("clone.process")
-        await self._plugs.publish(record)
         await self._guests.connect(record)
         hit("clone.connected")
         await self._parts.hypervisor.resume(record.uuid)
