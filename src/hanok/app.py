@@ -252,6 +252,7 @@ def make_backends(
         home=settings.home,
         probe_guest=probe_guest,
         cache=settings.home / "acceleration.json",
+        kvm_limit=settings.kvm_limit,
     )
     return hypervisor, KeeperNetworks(settings.networks, settings.home, runner)
 

@@ -45,6 +45,8 @@ class Settings:
     ends itself. ``failpoint``: the step at which the daemon kills itself (tests only).
     ``shared_images``: a folder of images that several data directories share.
     ``warm_limit``: how many warm templates ``run`` may keep, by HANOK_WARM; 0: none are made.
+    ``kvm_limit``: seconds that a guest may take to boot when KVM is measured, by HANOK_KVM_LIMIT
+    (None: as long as the driver finds right).
     """
 
     home: Path
@@ -56,6 +58,7 @@ class Settings:
     failpoint: str | None = None
     shared_images: Path | None = None
     warm_limit: int = 4
+    kvm_limit: float | None = None
 
     @property
     def socket(self) -> Path:
@@ -143,6 +146,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         failpoint=environ.get("HANOK_FAILPOINT"),
         idle_exit=_seconds(environ, "HANOK_IDLE_EXIT"),
         warm_limit=_count(environ, "HANOK_WARM", 4),
+        kvm_limit=_seconds(environ, "HANOK_KVM_LIMIT"),
         shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
 

@@ -28,7 +28,12 @@ from hanok.hypervisors.qemu.freeze import (
     load_frozen,
 )
 from hanok.hypervisors.qemu.overhead import overhead
-from hanok.hypervisors.qemu.probe import AccelerationProbe, GuestProvider, account_with_kvm
+from hanok.hypervisors.qemu.probe import (
+    BOOT_LIMIT,
+    AccelerationProbe,
+    GuestProvider,
+    account_with_kvm,
+)
 from hanok.hypervisors.qemu.process import QemuProcess, to_its_end
 from hanok.hypervisors.qemu.spawn import OWNER_KIND, start_process
 from hanok.model.host import HypervisorFacts
@@ -62,7 +67,7 @@ class QemuHypervisor:
 
     ``home`` is the data directory that marks its processes; ``cache`` the file that keeps what was
     measured. ``probe_account`` is who the measuring guest runs as when the daemon is root (by
-    default nobody).
+    default nobody); ``kvm_limit`` the seconds that it may take to boot.
     """
 
     name: ClassVar[str] = "qemu"
@@ -77,6 +82,7 @@ class QemuHypervisor:
         *,
         kvm_device: Path = _KVM,
         probe_account: Account | None = None,
+        kvm_limit: float | None = None,
     ) -> None:
         self._runner = runner
         self._home = home
@@ -85,7 +91,13 @@ class QemuHypervisor:
         if probe_account is None and os.geteuid() == 0:
             probe_account = Account(_NOBODY, _NOBODY)
         self._probe = AccelerationProbe(
-            runner, emulator, probe_guest, cache, device=kvm_device, account=probe_account
+            runner,
+            emulator,
+            probe_guest,
+            cache,
+            device=kvm_device,
+            account=probe_account,
+            boot_limit=kvm_limit or BOOT_LIMIT,
         )
         self._probing = asyncio.Lock()
         self._build: tuple[object, QemuBuild] | None = None
@@ -98,7 +110,7 @@ class QemuHypervisor:
     # --- what it can do ---------------------------------------------------------------------
 
     async def probe(self) -> HypervisorFacts:
-        """See Hypervisor.probe; the first call may take 10 s when KVM is to be measured."""
+        """See Hypervisor.probe; measuring KVM may take ``kvm_limit`` (10 s)."""
         async with self._probing:
             build = await self._current_build()
             if self._facts is not None and self._final:

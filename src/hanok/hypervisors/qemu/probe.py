@@ -35,8 +35,9 @@ BOOT_LIMIT = 10.0
 _FAILURE_LIFETIME = 7 * 24 * 3600.0
 _PROBE_MEMORY = 256 * MIB
 _CONSOLE_KEPT = 64 * 1024
-# The probe guest ends even if the daemon is killed meanwhile: coreutils' timeout sees to it.
-_BACKSTOP = ("timeout", "--signal=KILL", "20")
+# The probe guest ends even if the daemon is killed meanwhile: coreutils' timeout sees to it, this
+# many seconds after the limit.
+_BACKSTOP = 10.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class AccelerationProbe:
             )
             emulator = asyncio.ensure_future(
                 self._runner.run(
-                    (*_BACKSTOP, *argv),
+                    ("timeout", "--signal=KILL", f"{self._boot_limit + _BACKSTOP:g}", *argv),
                     timeout=self._boot_limit + 5,
                     check=False,
                     account=self._kvm_account(),
@@ -260,7 +261,9 @@ def _outcome(
     if console.done() and console.exception() is None and console.result():
         return True, ""
     if not emulator.done():
-        return False, f"it did not finish booting within {limit:g} s"
+        return False, (
+            f"it did not finish booting within {limit:g} s (HANOK_KVM_LIMIT gives it longer)"
+        )
     return False, f"QEMU ended: {summary(emulator.result().stderr)[:300]}"
 
 
