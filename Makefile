@@ -7,11 +7,11 @@ BIN := .venv/bin
 STACK ?= examples/three-servers.yaml
 PYTEST_ARGS ?=
 
-.PHONY: help setup up down test check bench clean lock
+.PHONY: help setup up down test test-kvm check bench clean lock
 
 help: ## show this list
 	@echo "Hanok: one server, many machines. What you can make:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: system packages by apt, and .venv (seconds when all is there)
 	@scripts/setup.sh
@@ -24,6 +24,9 @@ down: ## stop and delete them
 
 test: setup ## run the whole suite, real VMs included (PYTEST_ARGS="-k name" for a part)
 	@scripts/test.sh $(PYTEST_ARGS)
+
+test-kvm: setup ## the tests of clones on real KVM, in a nested host (half an hour and more)
+	@scripts/as-root.sh $(BIN)/python -m tests.nested $(PYTEST_ARGS)
 
 check: setup ## quick checks: lint, format, types, import rules, tests without VMs
 	$(BIN)/ruff check .

@@ -19,13 +19,14 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from hanok.model.image import Image
 from hanok.proc import Account, SystemRunner, is_alive, owner_of
+from tests.machine import patient
 
 # Guests boot in tests unless a test is about warm starts: making templates takes CPU from others.
 os.environ.setdefault("HANOK_WARM", "0")
 
 
-_IMAGES = "/var/cache/hanok-test/images"
-_BUILD_UID = 1_700_070_000
+IMAGES = "/var/cache/hanok-test/images"
+BUILD_UID = 1_700_070_000
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def micro_image() -> tuple[Image, Path]:
     if ready := os.environ.get("HANOK_TEST_MICRO"):
         folder = Path(ready)
         return Image.model_validate_json((folder / "image.json").read_bytes()), folder
-    images = Path(os.environ.get("HANOK_TEST_IMAGES", _IMAGES))
+    images = Path(os.environ.get("HANOK_TEST_IMAGES", IMAGES))
     # A thread of its own, since an async test may be the first to ask.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(_build_micro(images))).result()
@@ -62,7 +63,7 @@ async def _build_micro(images: Path) -> tuple[Image, Path]:
         print(f"micro: {message}")
 
     images.mkdir(parents=True, exist_ok=True)
-    account = Account(_BUILD_UID, _BUILD_UID) if os.geteuid() == 0 else None
+    account = Account(BUILD_UID, BUILD_UID) if os.geteuid() == 0 else None
     library = ImageLibrary(images, SystemRunner(), account)
     image = await library.ensure("micro", (), show)
     return image, library.path(image)
@@ -81,7 +82,7 @@ def no_orphans(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     # Another test's teardown may be removing its folder at this moment: give it a little time.
     retrying = Retrying(
-        stop=stop_after_delay(5),
+        stop=stop_after_delay(patient(5)),
         wait=wait_fixed(0.1),
         retry=retry_if_result(bool),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else [],

@@ -21,6 +21,7 @@ from hanok.client.daemon import DaemonFinder
 from hanok.client.http import Transport
 from hanok.errors import DaemonUnreachable
 from hanok.proc import find_owned, is_alive
+from tests.machine import patient, put_verdict
 
 START_LIMIT = 40.0
 
@@ -76,18 +77,18 @@ class Daemon:
         """End the daemon as by kill -9."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(patient(10))
 
     def wait_died(self) -> None:
         """Wait until the daemon has killed itself at its failpoint."""
         assert self.process is not None
-        assert self.process.wait(120) == -signal.SIGKILL
+        assert self.process.wait(patient(120)) == -signal.SIGKILL
 
     def stop(self) -> None:
         """End the daemon as an administrator does."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            assert self.process.wait(30) == 0, "SIGTERM does not end the daemon cleanly"
+            assert self.process.wait(patient(30)) == 0, "SIGTERM does not end the daemon cleanly"
             assert not (self.home / "hanokd.sock").exists()
 
     def done(self, operation: Any) -> Any:
@@ -104,9 +105,13 @@ class Daemon:
         self.done(self.client.run(spec))
         return self.client.vm(name)
 
-    def sh(self, name: str, script: str) -> str:
-        """Run a shell script in a guest, see it succeed, and return what it printed."""
-        answer = self.client.execute(name, ["sh", "-c", script], stdin=None, timeout=60)
+    def sh(self, name: str, script: str, limit: float = 60) -> str:
+        """Run a shell script in a guest, see it succeed, and return what it printed.
+
+        ``limit`` is in seconds.
+        """
+        command = ["sh", "-c", script]
+        answer = self.client.execute(name, command, stdin=None, timeout=patient(limit))
         assert answer["exit_status"] == 0, answer
         return base64.b64decode(answer["stdout"]).decode()
 
@@ -158,6 +163,7 @@ def new_daemon(hypervisor: str, images: Path, **environ: str) -> Iterator[Daemon
     """Give a daemon that has been started; at the end nothing of it may be left."""
     home = Path(tempfile.mkdtemp(prefix="hk-", dir="/tmp"))
     home.chmod(0o711)
+    put_verdict(home)
     daemon = Daemon(home, hypervisor, images, environ)
     try:
         daemon.start()
@@ -173,7 +179,8 @@ def new_daemon(hypervisor: str, images: Path, **environ: str) -> Iterator[Daemon
 
 
 def wait_until(holds: Callable[[], bool], limit: float, what: str) -> None:
-    """Wait until ``holds``; fail, naming ``what``, after ``limit`` seconds."""
+    """Wait until ``holds``; fail, naming ``what``, after ``limit`` seconds (see machine.py)."""
+    limit = patient(limit)
     deadline = time.monotonic() + limit
     while not holds():
         if time.monotonic() > deadline:

@@ -1,0 +1,138 @@
+"""The nested host: a Debian that Hanok runs in software emulation, whose emulated CPU has SVM."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.daemon.harness import Daemon, new_daemon, wait_until
+from tests.nested.payload import CHECKOUT, IMAGES
+
+NAME = "kvm"
+PYTHON = f"/{CHECKOUT}/.venv/bin/python"
+# How much longer tests may wait there: each of its CPUs is emulated, and KVM's guests are slower.
+PATIENCE = 10
+_HOME = "/var/lib/hanok"
+_SPEC: dict[str, Any] = {
+    "name": NAME,
+    "image": "debian:12",
+    "cpus": 2,
+    "memory": "6G",
+    "disk": "12G",
+    "tcg_buffer": "512M",
+    # It reaches nothing and nothing reaches it, but for its agent.
+    "networks": [],
+    "ready": {"timeout": 900},
+    "packages": [
+        *("qemu-system-x86", "qemu-utils", "python3", "zstd", "procps"),
+        *("dnsmasq-base", "passt", "nftables", "iproute2", "openssh-client"),
+    ],
+}
+_ARCHIVE = "/var/tmp/payload.tar.zst"
+_PREPARE = f"""
+set -eu
+tar -C / --zstd -xf {_ARCHIVE}
+rm {_ARCHIVE}
+modprobe kvm_amd
+udevadm settle
+ls -l /dev/kvm
+systemd-run --quiet --unit=hanokd --setenv=HANOK_HOME={_HOME} --setenv=HANOK_IMAGES=/{IMAGES} \\
+  --setenv=HANOK_KVM_LIMIT=240 {PYTHON} -P -m hanok.app --foreground
+"""
+_ENVIRONMENT = {
+    "HANOK_TEST_IMAGES": f"/{IMAGES}",
+    "HANOK_TEST_PATIENCE": str(PATIENCE),
+    "HANOK_TEST_ACCELERATION": f"{_HOME}/acceleration.json",
+    "PYTHONUNBUFFERED": "1",
+}
+# A service of its own: it goes on between the questions how far it is.
+_SCRIPT = "/run/tests"
+_RUN = f"""
+cd /{CHECKOUT}
+export {{assignments}}
+{{command}} >/run/output 2>&1
+echo $? >/run/status
+"""
+_STATUS = "/run/status"
+_OUTPUT = "/run/output"
+_LOOK_EVERY = 5.0
+
+
+class Failed(Exception):
+    """Something in the nested host did not end well."""
+
+
+@dataclass(frozen=True)
+class NestedHost:
+    """A nested host that runs, and the daemon outside that runs it."""
+
+    daemon: Daemon
+
+    def sh(self, script: str, limit: float = 300) -> str:
+        """Run a shell script in it and return what it printed. Raises Failed."""
+        return self.daemon.sh(NAME, script, limit)
+
+    def answers(self) -> bool:
+        """Whether the daemon there has its socket."""
+        return self.sh(f"test -S {_HOME}/hanokd.sock && echo yes || :").strip() == "yes"
+
+    def hanok(self, *arguments: str) -> Any:
+        """Run the command ``hanok`` in it, with the daemon there; return its JSON."""
+        command = shlex.join([PYTHON, "-P", "-m", "hanok.cli", *arguments, "--json"])
+        return json.loads(self.sh(f"HANOK_HOME={_HOME} {command}"))
+
+    def pytest(self, arguments: Sequence[str], limit: float) -> int:
+        """Run tests in it, print what they print as it comes, and return pytest's status.
+
+        ``limit``: seconds, after which they are ended. Raises Failed then.
+        """
+        command = shlex.join([PYTHON, "-m", "pytest", *arguments])
+        script = _RUN.format(assignments=" ".join(_assignments()), command=command).encode()
+        self.daemon.client.write_file(NAME, _SCRIPT, io.BytesIO(script), len(script))
+        self.sh(f"rm -f {_STATUS}; : >{_OUTPUT}")
+        self.sh(f"systemd-run --quiet --collect --unit=tests sh {_SCRIPT}")
+        shown, deadline = 0, time.monotonic() + limit
+        while True:
+            status = self.sh(f"cat {_STATUS} 2>/dev/null || :").strip()
+            news = self.sh(f"tail -c +{shown + 1} {_OUTPUT}")
+            shown += len(news.encode())
+            sys.stdout.write(news)
+            sys.stdout.flush()
+            if status:
+                return int(status)
+            if time.monotonic() > deadline:
+                self.sh("systemctl kill --signal=INT tests || :")
+                raise Failed(f"the tests did not end within {limit:g} s")
+            time.sleep(_LOOK_EVERY)
+
+
+@contextlib.contextmanager
+def nested_host(images: Path, payload: Path) -> Iterator[NestedHost]:
+    """Give a nested host with ``payload`` in it; at the end it is gone."""
+    with new_daemon("qemu", images) as daemon:
+        say("booting the nested host (its image is built first when it is missing)")
+        daemon.done(daemon.client.run(_SPEC))
+        say("it is up; copying")
+        with payload.open("rb") as source:
+            daemon.client.write_file(NAME, _ARCHIVE, source, payload.stat().st_size)
+        host = NestedHost(daemon)
+        say(host.sh(_PREPARE).strip())
+        wait_until(host.answers, 60, "the daemon in the nested host answers")
+        yield host
+
+
+def say(text: str) -> None:
+    """Print a line of progress with the time."""
+    print(f"{time.strftime('%H:%M:%S')} nested: {text}", flush=True)
+
+
+def _assignments() -> list[str]:
+    return [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
