@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
 
+from hanok.config import load_settings
 from hanok.errors import HostError
 from hanok.hypervisors.qemu import ProbeGuest, QemuHypervisor
 from hanok.hypervisors.qemu.arch import X86_64
@@ -84,7 +85,7 @@ class Rig:
             boot_limit=2,
         )
 
-    def driver(self) -> QemuHypervisor:
+    def driver(self, kvm_limit: float | None = None) -> QemuHypervisor:
         """Return a hypervisor as a new daemon has it."""
         return QemuHypervisor(
             SystemRunner(),
@@ -93,6 +94,7 @@ class Rig:
             self.cache,
             str(self.emulator),
             kvm_device=self.device,
+            kvm_limit=kvm_limit,
         )
 
     def guests(self) -> list[int]:
@@ -139,6 +141,14 @@ async def test_a_guest_that_crawls_means_tcg_and_is_ended(probing: Rig) -> None:
     assert "did not finish booting within 2 s" in verdict.reason
     assert len(probing.guests()) == 1
     assert not any(is_alive(pid) for pid in probing.guests())
+
+
+async def test_an_administrator_sets_how_long_a_guest_may_take(probing: Rig) -> None:
+    probing.emulate(CRAWLS)
+    limit = load_settings({"HANOK_HOME": str(probing.folder), "HANOK_KVM_LIMIT": "1"}).kvm_limit
+    facts = await probing.driver(limit).probe()
+    assert facts.accelerator == "tcg"
+    assert "within 1 s (HANOK_KVM_LIMIT gives it longer)" in facts.reason
 
 
 async def test_the_reason_of_an_emulator_that_dies_is_its_own(probing: Rig) -> None:
