@@ -161,7 +161,7 @@ async def test_guaranteed_counts_a_clone_whole(parts: Parts, hypervisor: Measure
     settings = replace(parts.settings, policy=CapacityPolicy())
     found = await OnHost(replace(parts, settings=settings)).fit_clones("warm")
     assert (found.policy, found.cost_now, found.cost_most) == ("guaranteed", 40 * MIB, WHOLE)
-    assert found.by_resource["memory"] == (8 * GIB - WHOLE - TEMPLATE.memory_used) // WHOLE
+    assert found.by_resource["memory"] == (8 * GIB - WHOLE - TEMPLATE.spec.memory) // WHOLE
     assert "real-memory" not in found.by_resource
 
 
@@ -202,7 +202,7 @@ async def test_what_is_admitted_and_has_not_started_counts(
 ) -> None:
     await put(parts)
     demand, frozen = await OnHost(parts).demands([pending])
-    assert (frozen.overhead, frozen.cost_now) == (TEMPLATE.memory_used, 0)
+    assert (frozen.overhead, frozen.cost_now) == (TEMPLATE.spec.memory, 0)
     assert demand.cost_now == cost_now  # none: all that it can come to take
 
 

@@ -73,11 +73,12 @@ class CapacityService:
     async def demands(self, everyone: Sequence[VmRecord]) -> list[Demand]:
         """Return what each VM takes now: one that is stopped takes its disk only.
 
-        The frozen memory of templates is one more demand: it may be open as long as they exist.
+        The frozen memory of templates is one more demand: it may be open as long as they exist,
+        and a clone that reads a page of nothing fills it.
         """
         costs = await self._costs(t for vm in everyone if (t := _resumes(vm)) is not None)
         demands = await asyncio.to_thread(self._demands, everyone, costs)
-        frozen = sum(template.memory_used for template in await self._parts.store.templates())
+        frozen = sum(template.spec.memory for template in await self._parts.store.templates())
         if frozen:
             demands.append(Demand(cpus=0, memory=0, overhead=frozen, cost_now=0))
         return demands
