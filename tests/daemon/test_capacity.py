@@ -138,7 +138,7 @@ async def test_without_clones_an_estimate_counts(parts: Parts) -> None:
     assert (found.cost_now, found.measured, found.cost_most) == (ESTIMATE, False, WHOLE)
     assert found.policy == "shared"
     assert found.by_resource["real-memory"] == 2 * GIB // ESTIMATE
-    assert found.by_resource["memory"] == 32 * GIB // WHOLE
+    assert found.by_resource["memory"] == (32 * GIB - TEMPLATE.spec.memory) // WHOLE
     with pytest.raises(NotFound, match="no template named cold"):
         await OnHost(parts).fit_clones("cold")
 
