@@ -83,5 +83,5 @@ def _caption(machine: dict[str, Any]) -> str:
     gib = machine["memory"] / _GIB
     return (
         f"{machine['cpus']} CPUs, {machine['cpu']}, {gib:.0f} GiB, Linux {machine['kernel']}, "
-        f"{machine['qemu'].removesuffix(')')[:60]}"
+        f"QEMU {machine['qemu'].partition('version ')[2].partition(' ')[0]}"
     )
