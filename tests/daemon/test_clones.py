@@ -54,7 +54,11 @@ def memory_inode(daemon: Daemon, name: str) -> int:
     uuid = daemon.client.vm(name)["uuid"]
     (process,) = [p for p in find_owned(daemon.home, "vm") if p.owner.ident == uuid]
     folder = Path(f"/proc/{process.pid}/fd")
-    found = [entry for entry in folder.iterdir() if "memfd:" in str(entry.readlink())]
+    found = [
+        entry
+        for entry in folder.iterdir()
+        if (name := str(entry.readlink())).startswith("/memfd:hanok-") and "hanok-log" not in name
+    ]
     inodes = {entry.stat().st_ino for entry in found}
     assert len(inodes) == 1, found
     return inodes.pop()
@@ -89,8 +93,23 @@ def test_clones_go_on_where_the_template_was_frozen(daemon: Daemon) -> None:
 
 def test_a_clones_clock_is_right(daemon: Daemon) -> None:
     daemon.clone("t", "c")
+    assert_its_clock_is_right(daemon, "c")
+
+
+def test_the_clock_is_right_after_a_pause(daemon: Daemon) -> None:
+    daemon.freeze("t2", "base")
+    assert_its_clock_is_right(daemon, "base")
+    daemon.done(daemon.client.change("base", "pause"))
+    paused = time.time()
+    wait_until(lambda: time.time() > paused + 3, 10, "three seconds have passed")
+    daemon.done(daemon.client.change("base", "resume"))
+    assert_its_clock_is_right(daemon, "base")
+
+
+def assert_its_clock_is_right(daemon: Daemon, name: str) -> None:
+    """See that a guest's clock is this host's, to a second."""
     before = time.time()
-    told = int(daemon.sh("c", "date +%s"))
+    told = int(daemon.sh(name, "date +%s"))
     assert before - 1 <= told <= time.time() + 1
 
 

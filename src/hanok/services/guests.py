@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from dataclasses import dataclass, field
 
 from hanok.errors import AgentUnavailable, Conflict, GuestError, HanokError
@@ -20,6 +21,8 @@ from hanok.services.parts import Parts
 
 _log = logging.getLogger(__name__)
 _LAST_WORDS = 600
+# A guest that has no agent is not waited for much longer than one that has.
+_CLOCK_LIMIT = 5.0
 
 
 @dataclass
@@ -84,6 +87,13 @@ class Guests:
                 hint="install the package qemu-guest-agent in it, or use its console",
             )
         return agent
+
+    async def set_clock(self, record: VmRecord) -> None:
+        """Set the guest's clock, which stood still while its vCPUs did; as far as it lets us."""
+        with contextlib.suppress(HanokError, TimeoutError):
+            async with asyncio.timeout(_CLOCK_LIMIT):
+                agent = await self.agent(record)
+                await agent.set_time(time.time())
 
     def console(self, record: VmRecord) -> ConsoleHub:
         """Return the console of a running guest. Raises Conflict when it does not run."""

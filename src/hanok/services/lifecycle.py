@@ -265,6 +265,10 @@ class Lifecycle:
         with contextlib.suppress(GuestError):
             await (await self._guests.agent(record)).shutdown()
 
+    async def set_clock(self, record: VmRecord) -> None:
+        """Set the clock of a guest that was paused; nothing happens when it cannot be."""
+        await self._guests.set_clock(record)
+
     async def release(self, record: VmRecord) -> None:
         """Give back what a VM that does not run holds: connections, ports, idle networks."""
         await self._guests.disconnect(record.uuid)

@@ -261,6 +261,7 @@ class TemplateService:
             undo.callback(os.close, memory)
             work.report("freezing the VM; it is paused for a moment", None)
             await self._freeze(record, source, files, memory)
+            await self._guests.set_clock(source)
             self._parts.failpoints.hit("template.frozen")
             work.report("saving its memory", None)
             facts = await asyncio.to_thread(_keep, memory, files)

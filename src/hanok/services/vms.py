@@ -246,6 +246,7 @@ class VmService:
             state = VmState.READY if record.ready_seconds is not None else VmState.RUNNING
             record = changed(record, wanted=Wanted.RUNNING, state=state)
             await self._parts.save(record, event="resumed")
+            await self._lifecycle.set_clock(record)
 
     async def _delete(self, work: Work) -> None:
         self._parts.failpoints.hit("delete.begin")
