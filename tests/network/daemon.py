@@ -21,6 +21,7 @@ async def main(home: Path, descriptor: int, host_port: int) -> None:
     networks = KeeperNetworks(home / "networks", home, SystemRunner())
     await networks.ensure(RECORD, [])
     tap = await networks.attach(RECORD.name, make_port(2, f"{host_port}:80"))
+    await networks.settle(RECORD.name)
     with socket.socket(fileno=descriptor) as sock:
         socket.send_fds(sock, [b"tap"], [tap])
     await asyncio.Event().wait()

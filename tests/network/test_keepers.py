@@ -353,6 +353,20 @@ def test_a_daemon_killed_at_any_time_leaves_what_can_be_swept_or_adopted(
     bench.run(body)
 
 
+def test_a_network_may_be_stopped_while_its_way_out_is_made(bench: Bench) -> None:
+    async def body(networks: KeeperNetworks) -> None:
+        for steps in range(0, 60, 20):
+            await networks.ensure(RECORD, [])
+            for _ in range(steps):
+                await asyncio.sleep(0)  # the fault: anywhere in the start of pasta
+            await networks.stop(RECORD.name)
+            assert list(find_owned(bench.home)) == []
+            assert list(bench.folder.iterdir()) == []
+        assert (await bench.ensure(networks)).outward
+
+    bench.run(body)
+
+
 def test_sweep_ends_only_what_is_unknown(bench: Bench) -> None:
     async def body(networks: KeeperNetworks) -> None:
         await networks.ensure(RECORD, [])
