@@ -166,12 +166,20 @@ class FrameGuest:
         return socket.inet_ntoa(answer[-4:]) if answer[7] else None
 
     def ping(self, target: str, target_mac: str) -> bool:
-        """Return whether ``target`` answers an echo request."""
-        self.send(ethernet(self.mac, target_mac, IPV4, echo(self.address, target)))
+        """Return whether ``target`` answers one of three echo requests.
+
+        The first may be lost: the kernel tells a bridge a little later that it has a port again.
+        """
         source = socket.inet_aton(target)
-        return (
-            self._converse(lambda f: f[23] == 1 and f[26:30] == source and f[34] == 0) is not None
-        )
+
+        def answered(frame: bytes) -> bool:
+            return frame[23] == 1 and frame[26:30] == source and frame[34] == 0
+
+        for _ in range(3):
+            self.send(ethernet(self.mac, target_mac, IPV4, echo(self.address, target)))
+            if self._converse(answered, 2) is not None:
+                return True
+        return False
 
     def _converse(self, wanted: Callable[[bytes], bool], timeout: float = 5) -> bytes | None:
         """Like find, but answer the ARP requests for our own address meanwhile."""
