@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import shutil
 import time
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from hanok.errors import NotFound
+from hanok.errors import HypervisorError, NotFound
 from hanok.guest.identity import Identity, IdentityNic, give_identity
 from hanok.guest.keys import HostKey
 from hanok.hypervisors.base import Frozen
@@ -55,13 +55,18 @@ class InstantStart:
             raise NotFound(f"the image of the template {template.name} is gone")
         memory = await self._memories.get(template)
         hit = self._parts.failpoints.hit
-        await self._parts.hypervisor.kill(record.uuid)
-        files = files_of(self._parts.settings, record.uuid)
+        await self._end_earlier(record)
         await self._plugs.ensure(record.nics)
-        key = await self._make_files(record, template, image, files)
-        hit("clone.files")
-        started = time.time()
-        await self._start_machine(record, template, memory)
+        making = asyncio.create_task(self._make_files(record, template, image))
+        try:
+            async with self._plugs.taps(ports_of(record)) as taps:
+                key = await making
+                hit("clone.files")
+                started = time.time()
+                await self._start_machine(record, template, memory, taps)
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
         hit("clone.process")
         await self._guests.connect(record)
         hit("clone.connected")
@@ -81,6 +86,13 @@ class InstantStart:
             boot=f"went on from the memory of template {template.name}",
         )
 
+    async def _end_earlier(self, record: VmRecord) -> None:
+        """End what an earlier daemon has started of this clone, if it came that far."""
+        if files_of(self._parts.settings, record.uuid).folder.exists():
+            with contextlib.suppress(HypervisorError):  # one that does not answer is ended too
+                await self._parts.hypervisor.adopt(self._parts.machine(record))
+            await self._parts.hypervisor.kill(record.uuid)
+
     async def _template(self, record: VmRecord) -> TemplateRecord:
         for template in await self._parts.store.templates():
             if record.clone is not None and template.id == record.clone.template:
@@ -88,25 +100,27 @@ class InstantStart:
         raise NotFound(f"the template of {record.spec.name} is gone")
 
     async def _make_files(
-        self, record: VmRecord, template: TemplateRecord, image: Image, files: VmFiles
+        self, record: VmRecord, template: TemplateRecord, image: Image
     ) -> HostKey | None:
         """Make the clone's disk and seed; return its SSH host key, if it has one."""
-        account = account_of(record.uid)
+        files = files_of(self._parts.settings, record.uuid)
         overlay = template_files(self._parts.settings, template.id).overlay
-        make_folders(files, account)
+        make_folders(files, account_of(record.uid))
         files.disk.unlink(missing_ok=True)
         await asyncio.to_thread(_copy_overlay, overlay, files, record.uid)
         return await write_seed(self._parts, record, image)
 
-    async def _start_machine(self, record: VmRecord, template: TemplateRecord, memory: int) -> None:
-        state_path = template_files(self._parts.settings, template.id).state
+    async def _start_machine(
+        self, record: VmRecord, template: TemplateRecord, memory: int, taps: tuple[int, ...]
+    ) -> None:
         machine = self._parts.machine(record)
-        async with AsyncExitStack() as closing:
-            state = os.open(state_path, os.O_RDONLY | os.O_CLOEXEC)
-            closing.callback(os.close, state)
-            taps = await closing.enter_async_context(self._plugs.taps(ports_of(record)))
+        path = template_files(self._parts.settings, template.id).state
+        state = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             frozen = replace(machine, frozen=Frozen(memory, state))
             await self._parts.hypervisor.start(frozen, taps)
+        finally:
+            os.close(state)
 
     async def _identity(
         self, record: VmRecord, template: TemplateRecord, key: HostKey | None
