@@ -151,6 +151,6 @@ def all_error_types() -> dict[str, type[HanokError]]:
     pending: list[type[HanokError]] = [HanokError]
     while pending:
         for kind in pending.pop().__subclasses__():
-            found[kind.code] = kind
+            found.setdefault(kind.code, kind)  # a service's own kind goes by its parent's code
             pending.append(kind)
     return found

@@ -173,7 +173,7 @@ def test_a_template_in_use_is_not_deleted(daemon: Daemon) -> None:
 
 def test_an_image_under_a_template_is_not_deleted(daemon: Daemon) -> None:
     with pytest.raises(Conflict, match="template t"):
-        daemon.client.delete_image("micro")
+        daemon.client.delete_image(daemon.client.vm("base")["image_id"] or "")
 
 
 def test_clones_share_their_memory_also_after_the_daemon_died(daemon: Daemon) -> None:
