@@ -56,7 +56,7 @@ def _devices(mode: Mode, network: str | None) -> list[str]:
     if network is None:
         return _DEVICES[mode]
     wired = [word.replace("romfile=", "romfile=,netdev=net") for word in _DEVICES[mode]]
-    return [f"-netdev user,id=net,restrict=on,{network}", *wired]
+    return [f"-netdev user,id=net,{network}", *wired]
 
 
 def _argv(
@@ -93,14 +93,18 @@ async def boot(
     """Boot ``image``, with a seed if there is one, and yield the guest; QEMU has ended afterwards.
 
     ``work`` is an empty folder with a short path, for sockets, the seed and the console's log.
-    ``network``: options of QEMU's own network (it serves DHCP); none: nothing is at the NIC.
+    ``network``: options of QEMU's own network, which serves DHCP; QEMU is then in a network
+    namespace of its own, so that it leads nowhere (needs root). None: nothing is at the NIC.
     ``more`` are further arguments of QEMU.
     """
     if seed is not None:
         (work / "seed").write_bytes(seed)
     async with contextlib.AsyncExitStack() as stack:
         process = await asyncio.create_subprocess_exec(
-            *_argv(image, folder, mode, work, memory, network), *more, cwd=work
+            *([] if network is None else ["unshare", "--net"]),
+            *_argv(image, folder, mode, work, memory, network),
+            *more,
+            cwd=work,
         )
         stack.push_async_callback(_end, process)
         reader, writer = await _open(work / "console", process)
