@@ -26,7 +26,7 @@ from hanok.proc import find_owned
 
 _MIB = 1024 * 1024
 _MEMORY = 256
-_SHAPE: dict[str, object] = {"image": "micro", "memory": f"{_MEMORY}M", "disk": "256M"}
+_SHAPE: dict[str, object] = {"image": "micro", "memory": f"{_MEMORY}M", "disk": "128M"}
 _NGINX: dict[str, object] = {
     "image": "debian:12",
     "packages": ["nginx"],
