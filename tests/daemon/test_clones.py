@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +135,17 @@ def test_a_clone_lives_like_any_vm(daemon: Daemon) -> None:
     assert booted[:3] == identity[:3]
     assert booted[4:6] == daemon.sh(name, IDENTITY).split()[4:6]
     assert daemon.client.vm(name)["boot"] == "booted"
+
+
+def test_a_clones_port_is_published(daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    daemon.clone("t", "c", publish=[f"{port}:7000"])
+    daemon.sh("c", "httpd -p 7000 -h /root")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/mark", timeout=30) as answer:
+        assert answer.read() == b"kept\n"
+    with pytest.raises(Conflict, match=str(port)):
+        daemon.clone("t", "d", publish=[f"{port}:7000"])
 
 
 def test_a_template_of_a_clone(daemon: Daemon) -> None:
