@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from hanok.errors import AgentUnavailable
 from tests.daemon.harness import Daemon, new_daemon, wait_until
 from tests.nested.payload import CHECKOUT, IMAGES
 
@@ -64,6 +67,7 @@ echo $? >/run/status
 _STATUS = "/run/status"
 _OUTPUT = "/run/output"
 _LOOK_EVERY = 5.0
+_SILENCE = 900.0
 
 
 class Failed(Exception):
@@ -77,12 +81,22 @@ class NestedHost:
     daemon: Daemon
 
     def sh(self, script: str, limit: float = 300) -> str:
-        """Run a shell script in it and return what it printed. Raises Failed."""
+        """Run a shell script in it and return what it printed."""
         return self.daemon.sh(NAME, script, limit)
+
+    def ask(self, script: str) -> str:
+        """Run a script that may run twice: a busy host's agent may not answer for a while."""
+        retrying = Retrying(
+            stop=stop_after_delay(_SILENCE),
+            wait=wait_fixed(_LOOK_EVERY),
+            retry=retry_if_exception_type(AgentUnavailable),
+            reraise=True,
+        )
+        return retrying(self.sh, script)
 
     def answers(self) -> bool:
         """Whether the daemon there has its socket."""
-        return self.sh(f"test -S {_HOME}/hanokd.sock && echo yes || :").strip() == "yes"
+        return self.ask(f"test -S {_HOME}/hanokd.sock && echo yes || :").strip() == "yes"
 
     def hanok(self, *arguments: str) -> Any:
         """Run the command ``hanok`` in it, with the daemon there; return its JSON."""
@@ -101,8 +115,8 @@ class NestedHost:
         self.sh(f"systemd-run --quiet --collect --unit=tests sh {_SCRIPT}")
         shown, deadline = 0, time.monotonic() + limit
         while True:
-            status = self.sh(f"cat {_STATUS} 2>/dev/null || :").strip()
-            news = self.sh(f"tail -c +{shown + 1} {_OUTPUT}")
+            status = self.ask(f"cat {_STATUS} 2>/dev/null || :").strip()
+            news = self.ask(f"tail -c +{shown + 1} {_OUTPUT}")
             shown += len(news.encode())
             sys.stdout.write(news)
             sys.stdout.flush()
