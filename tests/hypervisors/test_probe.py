@@ -25,7 +25,7 @@ from hanok.hypervisors.qemu.build import QemuBuild, read_build
 from hanok.hypervisors.qemu.probe import AccelerationProbe, account_with_kvm
 from hanok.model.image import Image
 from hanok.model.vm import Mode
-from hanok.proc import Account, SystemRunner, is_alive
+from hanok.proc import Account, SystemRunner, wait_for_exit
 
 NOBODY = Account(65534, 65534) if os.geteuid() == 0 else None
 BUILD = QemuBuild("99.1.0", "QEMU emulator version 99.1.0", "pc-q35-99.1", sandbox=True)
@@ -113,6 +113,13 @@ def probing(short_tmp: Path) -> Rig:
     return Rig(short_tmp)
 
 
+async def all_end(probing: Rig) -> None:
+    """Wait until no guest is left: they were killed, and a busy host takes a moment to end them."""
+    async with asyncio.timeout(10):
+        for pid in probing.guests():
+            await wait_for_exit(pid)
+
+
 async def test_a_guest_that_boots_proves_kvm_and_dies(probing: Rig) -> None:
     probing.emulate(BOOTS)
     driver = probing.driver()
@@ -120,7 +127,7 @@ async def test_a_guest_that_boots_proves_kvm_and_dies(probing: Rig) -> None:
     assert (facts.accelerator, facts.isolation, facts.measured) == ("kvm", "kvm", True)
     assert facts.machine_type == "pc-q35-99.1"
     assert len(probing.guests()) == 1
-    assert not any(is_alive(pid) for pid in probing.guests())
+    await all_end(probing)
     assert await probing.driver().probe() == facts
     assert len(probing.guests()) == 1
     await driver.close()
@@ -140,7 +147,7 @@ async def test_a_guest_that_crawls_means_tcg_and_is_ended(probing: Rig) -> None:
     assert verdict.accelerator == "tcg"
     assert "did not finish booting within 2 s" in verdict.reason
     assert len(probing.guests()) == 1
-    assert not any(is_alive(pid) for pid in probing.guests())
+    await all_end(probing)
 
 
 async def test_an_administrator_sets_how_long_a_guest_may_take(probing: Rig) -> None:
@@ -248,7 +255,7 @@ async def test_a_cancelled_measurement_leaves_no_guest(probing: Rig) -> None:
     )(asyncio.to_thread, probing.guests)
     measuring.cancel()
     await asyncio.gather(measuring, return_exceptions=True)
-    assert not any(is_alive(pid) for pid in probing.guests())
+    await all_end(probing)
     assert not probing.cache.exists()
 
 
