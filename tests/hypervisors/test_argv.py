@@ -136,6 +136,17 @@ def test_golden_loader() -> None:
     check_golden("loader", build_argv(PARA, TCG, (7,), "qemu-system-x86_64", load_into=11))
 
 
+def test_a_loader_on_kvm_leaves_the_clock_to_the_guests_memory() -> None:
+    said = ["kvmclock.x-mach-use-reliable-get-clock=off"]
+    assert options(build_argv(PARA, KVM, (7,), load_into=11), "-global") == said
+    for frozen in (None, Frozen(11, 12)):
+        assert (
+            options(build_argv(dataclasses.replace(PARA, frozen=frozen), KVM, (7,)), "-global")
+            == []
+        )
+    assert options(build_argv(PARA, TCG, (7,), load_into=11), "-global") == []
+
+
 def test_a_clone_and_a_loader_have_the_devices_of_what_was_frozen() -> None:
     cold, clone, loader = (
         build_argv(PARA, TCG, (7,)),

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
 
 from hanok.errors import HypervisorError
+from hanok.guest.agent import AgentConnection
 from hanok.hypervisors.base import Machine, Nic, RunState
 from hanok.hypervisors.qemu import QemuHypervisor
 from hanok.hypervisors.qemu.arch import X86_64
@@ -232,6 +234,26 @@ async def test_an_agent_that_nobody_is_connected_to_is_frozen_too(qemu: Rig) -> 
             assert await there.read_file(MARK) == b"before"
         async with agent_of(driver, source) as agent:
             assert await agent.read_file(MARK) == b"before"
+
+
+async def test_time_goes_on_in_a_clone_from_when_it_was_frozen(qemu: Rig) -> None:
+    driver = qemu.new_driver()
+    source = await qemu.new_machine("source")
+    async with up(driver, source) as agent:
+        before = await uptime(agent)
+    async with (
+        frozen(qemu, driver, source) as template,
+        up(driver, await template.new_clone("clone")) as there,
+    ):
+        began, first = time.monotonic(), await uptime(there)
+        assert first >= before
+        await asyncio.sleep(3)  # it is time itself that is waited for
+        assert await uptime(there) - first >= (time.monotonic() - began) / 2
+
+
+async def uptime(agent: AgentConnection) -> float:
+    """Return the seconds that a guest counts since its boot."""
+    return float((await agent.read_file("/proc/uptime")).split()[0])
 
 
 # --- deaths in between ------------------------------------------------------------------------

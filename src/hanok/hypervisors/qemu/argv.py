@@ -100,6 +100,8 @@ def build_argv(
         argv += _agent(machine.folder, machine.mode, loader=load_into is not None)
     if machine.frozen is not None or load_into is not None:
         argv += ["-S", "-incoming", "defer"]
+    if load_into is not None and platform.accelerator == "kvm":
+        argv += _CLOCK_FROM_MEMORY
     return [_checked(argument) for argument in argv]
 
 
@@ -223,6 +225,13 @@ def guest_cpu(mode: Mode, platform: Platform) -> str:
 # the state of the devices.
 _PLAIN = "memory-backend-ram,id=ram,size={size}"
 _FILE = "memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{fd},share={share}"
+
+
+# The clock that KVM gives a machine counts from zero in a loader, whose vCPUs never run, and QEMU
+# (hw/i386/kvm/clock.c) would save that: time in a clone then stands still until it has caught up,
+# while its timer fires without end. So the loader is not to call its clock reliable: the clone's
+# QEMU then works the clock out from what the guest's memory and time stamp counter say.
+_CLOCK_FROM_MEMORY = ("-global", "kvmclock.x-mach-use-reliable-get-clock=off")
 
 
 def _backing(machine: Machine, load_into: int | None) -> str:
