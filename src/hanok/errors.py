@@ -7,10 +7,13 @@
     ├── Conflict                    exit 1, HTTP 409  it exists, it is busy, it is in another state
     ├── NotAdmitted                 exit 1, HTTP 507  the host has no room for it
     ├── Cancelled                   exit 1, HTTP 409  the operation was cancelled
+    ├── Unauthorized                exit 1, HTTP 401  no token, or not a good one
+    ├── Forbidden                   exit 1, HTTP 403  the token's role is too small
     ├── HostError                   exit 1, HTTP 500  this host lacks something or refused something
     │   ├── CommandFailed                             a program ended with a failure
     │   ├── TimedOut                                  something took longer than its limit
-    │   └── DaemonUnreachable                         no daemon answers
+    │   ├── DaemonUnreachable                         no daemon answers
+    │   └── CertificateChanged                        not the pinned certificate: nothing was sent
     ├── HypervisorError             exit 1, HTTP 500  the hypervisor refused or died
     └── GuestError                  exit 1, HTTP 502  the guest did not do what was asked
         ├── NotReady                                  it runs, and did not come to be ready
@@ -90,6 +93,20 @@ class Cancelled(HanokError):
     http_status = 409
 
 
+class Unauthorized(HanokError):
+    """A daemon reached over the network was asked without a token, or not with a good one."""
+
+    code = "unauthorized"
+    http_status = 401
+
+
+class Forbidden(HanokError):
+    """The token is good, but its role is too small; the message names the one that is needed."""
+
+    code = "forbidden"
+    http_status = 403
+
+
 class HostError(HanokError):
     """This host lacks a program, a permission or a kernel feature."""
 
@@ -112,6 +129,12 @@ class DaemonUnreachable(HostError):
     """No daemon answers at the socket."""
 
     code = "daemon-unreachable"
+
+
+class CertificateChanged(HostError):
+    """A remote host shows another certificate than the one that was pinned: nothing was sent."""
+
+    code = "certificate-changed"
 
 
 class HypervisorError(HanokError):
