@@ -13,7 +13,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -21,8 +21,10 @@ from pathlib import Path
 import uvicorn
 
 from hanok import __version__
-from hanok.api.app import Activity, create_app
-from hanok.config import Settings, load_settings
+from hanok.api.app import Activity, access_of, create_app
+from hanok.api.auth import Guard
+from hanok.api.listener import TlsServer, bind
+from hanok.config import Listen, Settings, load_settings
 from hanok.errors import Conflict, HanokError, HostError, InvalidInput
 from hanok.hypervisors.base import Hypervisor
 from hanok.hypervisors.fake import FakeHypervisor
@@ -51,11 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the daemon until it is told to end (SIGTERM, SIGINT). VMs go on without it."""
     parser = argparse.ArgumentParser("hanokd", description="The daemon of Hanok.")
     parser.add_argument("--foreground", action="store_true", help="log to the terminal")
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", help="answer over the network as well")
     parser.add_argument("--version", action="version", version=f"hanokd {__version__}")
     options = parser.parse_args(arguments)
     try:
-        settings = load_settings(os.environ)
-        if not options.foreground and settings.idle_exit is None:
+        listen = {} if options.listen is None else {"HANOK_LISTEN": options.listen}
+        settings = load_settings({**os.environ, **listen})
+        if not (options.foreground or settings.listen) and settings.idle_exit is None:
             settings = replace(settings, idle_exit=_IDLE_EXIT)
         prepare_home(settings)
         set_up_logging(settings, foreground=options.foreground)
@@ -126,14 +130,25 @@ def only_daemon(settings: Settings) -> Iterator[None]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, without its habit of sending itself the signal again that ended it."""
+    """uvicorn's server, without its habit of sending itself the signal again that ended it.
+
+    ``beside`` is the server on TCP, if there is one: it ends at the same time.
+    """
+
+    beside: TlsServer | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Let SIGTERM and SIGINT end the serving, so that what follows it cleans up."""
         loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            for server in (self, self.beside):
+                if server is not None:
+                    server.handle_exit(number, None)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, end, number)
         try:
             yield
         finally:
@@ -145,28 +160,98 @@ async def serve(settings: Settings) -> None:
     """Take over what an earlier daemon left, then answer until told to end."""
     services = await make_daemon(settings)
     try:
-        await services.recovery.run()
-        activity = Activity(create_app(services))
-        config = uvicorn.Config(
-            activity,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=2,
-            ws_max_size=16 * 1024 * 1024,
-        )
-        server = Server(config)
-        listener = listen(settings.socket)
-        watcher = asyncio.create_task(end_when_idle(settings, services, activity, server))
-        _log.info("hanokd %s answers at %s", __version__, settings.socket)
-        try:
-            await server.serve(sockets=[listener])
-        finally:
-            watcher.cancel()
-            settings.socket.unlink(missing_ok=True)
+        app = create_app(services)
+        activity = Activity(app)
+        server = Server(_config(activity))
+        async with contextlib.AsyncExitStack() as stack:
+            if settings.listen is not None:
+                guard = Guard(activity, services.tokens, access_of(app))
+                door = listen_tcp(settings.listen)
+                stack.callback(door.close)
+                server.beside = await make_tls_server(services, guard, door)
+            await services.recovery.run()
+            if server.beside is not None:
+                await stack.enter_async_context(served_beside(server.beside, door))
+            await serve_socket(settings, services, activity, server)
     finally:
         await services.close()
         _log.info("hanokd ended; what ran goes on")
+
+
+def _config(activity: Activity) -> uvicorn.Config:
+    return uvicorn.Config(
+        activity,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=2,
+        ws_max_size=16 * 1024 * 1024,
+    )
+
+
+async def serve_socket(
+    settings: Settings, services: Services, activity: Activity, server: Server
+) -> None:
+    """Answer on the unix socket until told to end."""
+    listener = listen(settings.socket)
+    watcher = asyncio.create_task(end_when_idle(settings, services, activity, server))
+    _log.info("hanokd %s answers at %s", __version__, settings.socket)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watcher.cancel()
+        settings.socket.unlink(missing_ok=True)
+
+
+async def make_tls_server(services: Services, guard: Guard, door: socket.socket) -> TlsServer:
+    """Return the server for ``door``; SIGHUP makes it read its certificate and tokens again."""
+    entrance = services.entrance
+    await services.tokens.load()
+    server = TlsServer(guard, await asyncio.to_thread(entrance.context))
+    host, port, *_ = door.getsockname()
+    entrance.address = str(Listen(host, port))
+    _log.info("it answers at %s as well; certificate %s", entrance.address, entrance.fingerprint())
+
+    async def renew() -> None:
+        try:
+            server.renew(await asyncio.to_thread(entrance.context))
+            await services.tokens.load()
+        except HanokError as error:
+            _log.error("SIGHUP: all stays as it was: %s", error.message)
+        else:
+            _log.info("SIGHUP: the certificate is now %s", entrance.fingerprint())
+
+    running: set[asyncio.Task[None]] = set()
+
+    def begin() -> None:
+        task = asyncio.create_task(renew())
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
+    return server
+
+
+@contextlib.asynccontextmanager
+async def served_beside(server: TlsServer, door: socket.socket) -> AsyncIterator[None]:
+    """Answer on TCP during the block."""
+    serving = asyncio.create_task(server.serve(sockets=[door]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def listen_tcp(where: Listen) -> socket.socket:
+    """Return a listening TCP socket. Raises HostError when the address cannot be had."""
+    try:
+        return bind(where.address, where.port)
+    except OSError as error:
+        raise HostError(
+            f"the address {where} cannot be listened at: {error.strerror}",
+            hint="choose another by HANOK_LISTEN or 'hanok serve --listen ADDRESS:PORT'",
+        ) from error
 
 
 def listen(path: Path) -> socket.socket:

@@ -33,6 +33,22 @@ def _default_policy() -> CapacityPolicy:
 
 
 @dataclass(frozen=True)
+class Listen:
+    """A TCP address to listen at; port 0: any that is free."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return it as it is written: ``10.0.0.1:7443``, ``[::1]:7443``."""
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
+
+
+@dataclass(frozen=True)
 class Settings:
     """Where things are and how the daemon behaves.
 
@@ -47,6 +63,7 @@ class Settings:
     ``warm_limit``: how many warm templates ``run`` may keep, by HANOK_WARM; 0: none are made.
     ``kvm_limit``: seconds that a guest may take to boot when KVM is measured, by HANOK_KVM_LIMIT
     (None: as long as the driver finds right).
+    ``listen``: where to answer over the network, by HANOK_LISTEN; None: nowhere.
     """
 
     home: Path
@@ -59,6 +76,7 @@ class Settings:
     shared_images: Path | None = None
     warm_limit: int = 4
     kvm_limit: float | None = None
+    listen: Listen | None = None
 
     @property
     def socket(self) -> Path:
@@ -99,6 +117,11 @@ class Settings:
     def networks(self) -> Path:
         """A folder a network: the keeper's socket, leases and log."""
         return self.home / "networks"
+
+    @property
+    def certificates(self) -> Path:
+        """The certificate, and its key, that is shown over the network."""
+        return self.home / "keys"
 
     @property
     def keys(self) -> Path:
@@ -147,6 +170,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         idle_exit=_seconds(environ, "HANOK_IDLE_EXIT"),
         warm_limit=_count(environ, "HANOK_WARM", 4),
         kvm_limit=_seconds(environ, "HANOK_KVM_LIMIT"),
+        listen=_listen(environ),
         shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
 
@@ -160,6 +184,27 @@ def _policy(environ: Mapping[str, str]) -> CapacityPolicy:
         field: environ[name] for name, field in _POLICY_VARIABLES.items() if environ.get(name)
     }
     return validated(CapacityPolicy, chosen)
+
+
+def _listen(environ: Mapping[str, str]) -> Listen | None:
+    import ipaddress  # the command line has no need of it
+
+    text = environ.get("HANOK_LISTEN")
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        is_right = (address.version == 6) == host.startswith("[") == host.endswith("]")
+        if not (is_right and port.isascii() and port.isdecimal() and int(port) <= 65535):
+            raise ValueError
+    except ValueError:
+        raise InvalidInput(
+            f"HANOK_LISTEN is {text!r}",
+            field="HANOK_LISTEN",
+            expected="ADDRESS:PORT, such as 0.0.0.0:7443 or [::]:7443",
+        ) from None
+    return Listen(str(address), int(port))
 
 
 def _seconds(environ: Mapping[str, str], name: str) -> float | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any, cast
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanok import __version__
-from hanok.api import guests, host, resources, templates, vms
+from hanok.api import guests, host, resources, templates, tokens, vms
 from hanok.api.common import problem_response
+from hanok.api.roles import WEBSOCKETS_KEY, Access, take_roles, viewer
 from hanok.errors import HanokError, InvalidInput, NotFound
 from hanok.services.bundle import Services
 
@@ -42,25 +44,46 @@ class Activity:
         return 0.0 if self._open else time.monotonic() - self._last
 
 
+document = APIRouter(tags=["Host"])
+_PREFIX = "/v1"
+_ROUTERS = (
+    vms.router,
+    guests.router,
+    templates.router,
+    host.router,
+    resources.router,
+    tokens.router,
+    document,
+)
+
+
+@document.get("/openapi.json")
+@viewer
+async def openapi(request: Request) -> dict[str, Any]:
+    """Return this document; beside the routes it tells of the WebSockets, and of every role."""
+    app = request.app
+    return {**app.openapi(), WEBSOCKETS_KEY: app.state.access.websockets()}
+
+
+def access_of(app: FastAPI) -> Access:
+    """Return which role each route of the application needs."""
+    return cast(Access, app.state.access)
+
+
 def create_app(services: Services) -> FastAPI:
-    """Return the application on ``services``."""
+    """Return the application on ``services``. Raises RuntimeError when a route names no role."""
     app = FastAPI(
         title="Hanok",
         version=__version__,
         description="Turns physical servers into virtual machines.",
-        openapi_url="/v1/openapi.json",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     app.state.services = services
-    for router in (
-        vms.router,
-        guests.router,
-        templates.router,
-        host.router,
-        resources.router,
-    ):
-        app.include_router(router, prefix="/v1")
+    app.state.access = take_roles(_ROUTERS, _PREFIX)
+    for router in _ROUTERS:
+        app.include_router(router, prefix=_PREFIX)
     app.add_exception_handler(HanokError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_parameter)
     app.add_exception_handler(HTTPException, _answer_http)

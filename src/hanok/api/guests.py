@@ -21,6 +21,7 @@ from hanok.api.common import (
     problem_response,
     services_of,
 )
+from hanok.api.roles import operator, viewer
 from hanok.errors import HanokError, InvalidInput, Unsupported
 from hanok.model.base import Frozen
 from hanok.model.views import ExecView, SshView
@@ -41,6 +42,7 @@ class ExecRequest(Frozen):
 
 
 @router.post("/{vm}/exec", openapi_extra=describes(ExecRequest))
+@operator
 async def exec_in_vm(
     services: CurrentServices,
     vm: str,
@@ -70,6 +72,7 @@ def _decoded(text: str | None) -> bytes | None:
 
 
 @router.get("/{vm}/file")
+@operator
 async def read_file(services: CurrentServices, vm: str, path: str) -> StreamingResponse:
     """Return a file of the guest, read by its agent."""
     agent = await services.guests.agent(await services.parts.vm(vm))
@@ -85,6 +88,7 @@ async def read_file(services: CurrentServices, vm: str, path: str) -> StreamingR
 
 
 @router.put("/{vm}/file", status_code=204)
+@operator
 async def write_file(
     services: CurrentServices,
     request: Request,
@@ -108,6 +112,7 @@ async def write_file(
 
 
 @router.get("/{vm}/logs")
+@operator
 async def logs(
     services: CurrentServices,
     vm: str,
@@ -130,6 +135,7 @@ def _plain(content: AsyncIterator[bytes]) -> StreamingResponse:
 
 
 @router.get("/{vm}/ssh")
+@viewer
 async def ssh(services: CurrentServices, vm: str) -> SshView:
     """Return how to reach the guest by SSH."""
     record = await services.parts.vm(vm)
@@ -150,6 +156,7 @@ async def ssh(services: CurrentServices, vm: str) -> SshView:
 
 
 @router.websocket("/{vm}/console")
+@operator
 async def console(websocket: WebSocket, vm: str) -> None:
     """Attach to the console: binary frames both ways."""
     services = services_of(websocket)
@@ -175,6 +182,7 @@ async def console(websocket: WebSocket, vm: str) -> None:
 
 
 @router.websocket("/{vm}/tcp/{port}")
+@operator
 async def tcp(websocket: WebSocket, vm: str, port: int) -> None:
     """Connect to a TCP port of the guest: binary frames both ways."""
     services = services_of(websocket)

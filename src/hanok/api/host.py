@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from hanok import __version__
 from hanok.api.common import CurrentServices, body_of, describes, ndjson
+from hanok.api.roles import administrator, operator, viewer
 from hanok.model.base import Frozen, Name, Size
 from hanok.model.host import Fit
 from hanok.model.operation import Event, Operation
@@ -48,6 +49,7 @@ class Shape(Frozen):
 
 
 @router.get("/version", tags=["Host"])
+@viewer
 async def version(services: CurrentServices) -> Version:
     """Return who answers."""
     home = str(services.parts.settings.home)
@@ -55,18 +57,21 @@ async def version(services: CurrentServices) -> Version:
 
 
 @router.get("/host", tags=["Host"])
+@viewer
 async def host(services: CurrentServices) -> HostView:
     """Return what the host has, what is given away and what is left."""
     return await services.views.host()
 
 
 @router.post("/host/probe", status_code=202, tags=["Host"])
+@administrator
 async def probe(services: CurrentServices) -> Operation:
     """Measure again what the hypervisor can do here."""
     return await services.operations.begin("probe", "host")
 
 
 @router.post("/fit", tags=["Host"], openapi_extra=describes(Shape))
+@viewer
 async def fit(services: CurrentServices, shape: Annotated[Shape, Depends(body_of(Shape))]) -> Fit:
     """Return how many more VMs of a shape fit, and what stops the next one."""
     if shape.template is not None:
@@ -75,6 +80,7 @@ async def fit(services: CurrentServices, shape: Annotated[Shape, Depends(body_of
 
 
 @router.get("/events", tags=["Events"])
+@viewer
 async def events(
     services: CurrentServices, follow: bool = False, since: Annotated[int, Query(ge=0)] = 0
 ) -> StreamingResponse:
@@ -91,18 +97,21 @@ async def events(
 
 
 @router.get("/operations", tags=["Operations"])
+@viewer
 async def operations(services: CurrentServices) -> list[Operation]:
     """Return the operations kept, the newest first."""
     return await services.operations.list()
 
 
 @router.get("/operations/{ident}", tags=["Operations"])
+@viewer
 async def operation(services: CurrentServices, ident: str) -> Operation:
     """Return one operation."""
     return await services.operations.find(ident)
 
 
 @router.get("/operations/{ident}/follow", tags=["Operations"])
+@viewer
 async def follow(services: CurrentServices, ident: str) -> StreamingResponse:
     """Return the operation whenever it changes, one JSON document a line, until it is final."""
     await services.operations.find(ident)
@@ -110,6 +119,7 @@ async def follow(services: CurrentServices, ident: str) -> StreamingResponse:
 
 
 @router.post("/operations/{ident}/cancel", tags=["Operations"])
+@operator
 async def cancel(services: CurrentServices, ident: str) -> Operation:
     """Cancel an operation and undo what it did."""
     return await asyncio.shield(services.operations.cancel(ident))

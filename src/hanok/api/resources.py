@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 
 from hanok.api.common import CurrentServices, body_of, describes, read_json
+from hanok.api.roles import operator, viewer
 from hanok.errors import InvalidInput
 from hanok.model.base import Frozen
 from hanok.model.image import Image
@@ -28,6 +29,7 @@ class BuildRequest(Frozen):
 
 
 @router.get("/images", tags=["Images"])
+@viewer
 async def list_images(services: CurrentServices) -> list[ImageView]:
     """Return the images on this host."""
     return await services.images.list()
@@ -36,6 +38,7 @@ async def list_images(services: CurrentServices) -> list[ImageView]:
 @router.post(
     "/images/build", status_code=202, tags=["Images"], openapi_extra=describes(BuildRequest)
 )
+@operator
 async def build_image(
     services: CurrentServices, wanted: Annotated[BuildRequest, Depends(body_of(BuildRequest))]
 ) -> Operation:
@@ -44,12 +47,14 @@ async def build_image(
 
 
 @router.get("/images/{image}", tags=["Images"])
+@viewer
 async def show_image(services: CurrentServices, image: str) -> Image:
     """Return an image by id or by what users call it."""
     return await services.images.find(image)
 
 
 @router.delete("/images/{image}", status_code=204, tags=["Images"])
+@operator
 async def delete_image(services: CurrentServices, image: str) -> Response:
     """Remove an image that no VM uses."""
     await services.images.delete(image)
@@ -57,12 +62,14 @@ async def delete_image(services: CurrentServices, image: str) -> Response:
 
 
 @router.get("/networks", tags=["Networks"])
+@viewer
 async def list_networks(services: CurrentServices) -> list[NetworkView]:
     """Return the networks."""
     return await services.networks.list()
 
 
 @router.post("/networks", status_code=201, tags=["Networks"], openapi_extra=describes(NetworkSpec))
+@operator
 async def create_network(
     services: CurrentServices, spec: Annotated[NetworkSpec, Depends(body_of(NetworkSpec))]
 ) -> NetworkView:
@@ -73,12 +80,14 @@ async def create_network(
 
 
 @router.get("/networks/{name}", tags=["Networks"])
+@viewer
 async def show_network(services: CurrentServices, name: str) -> NetworkView:
     """Return a network."""
     return await services.networks.view(await services.parts.network(name))
 
 
 @router.delete("/networks/{name}", status_code=204, tags=["Networks"])
+@operator
 async def delete_network(services: CurrentServices, name: str) -> Response:
     """Remove a network that no VM uses."""
     async with services.parts.locks.admission:
@@ -87,12 +96,14 @@ async def delete_network(services: CurrentServices, name: str) -> Response:
 
 
 @router.get("/stacks", tags=["Stacks"])
+@viewer
 async def list_stacks(services: CurrentServices) -> list[StackView]:
     """Return the stacks that are up."""
     return await services.stacks.list()
 
 
 @router.put("/stacks/{name}", status_code=202, tags=["Stacks"], openapi_extra=describes(Stack))
+@operator
 async def up(
     services: CurrentServices, name: str, data: Annotated[Any, Depends(read_json)]
 ) -> Operation:
@@ -103,12 +114,14 @@ async def up(
 
 
 @router.get("/stacks/{name}", tags=["Stacks"])
+@viewer
 async def show_stack(services: CurrentServices, name: str) -> StackView:
     """Return a stack that is up."""
     return await services.stacks.find(name)
 
 
 @router.delete("/stacks/{name}", status_code=202, tags=["Stacks"])
+@operator
 async def down(services: CurrentServices, name: str) -> Operation:
     """Stop and delete everything of a stack."""
     return await services.stacks.down(name)

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from hanok.api.common import CurrentServices, body_of, describes
+from hanok.api.roles import operator, viewer
 from hanok.model.operation import Operation
 from hanok.model.template import CloneRequest, TemplateRequest
 from hanok.model.views import TemplateView
@@ -15,12 +16,14 @@ router = APIRouter(tags=["Templates"])
 
 
 @router.get("/templates")
+@viewer
 async def list_templates(services: CurrentServices) -> list[TemplateView]:
     """Return the templates."""
     return await services.templates.views()
 
 
 @router.post("/templates", status_code=202, openapi_extra=describes(TemplateRequest))
+@operator
 async def create_template(
     services: CurrentServices,
     wanted: Annotated[TemplateRequest, Depends(body_of(TemplateRequest))],
@@ -30,12 +33,14 @@ async def create_template(
 
 
 @router.get("/templates/{template}")
+@viewer
 async def show_template(services: CurrentServices, template: str) -> TemplateView:
     """Return a template by name or id."""
     return await services.templates.view(await services.templates.find(template))
 
 
 @router.delete("/templates/{template}", status_code=204)
+@operator
 async def delete_template(services: CurrentServices, template: str) -> Response:
     """Remove a template that no clone stands on."""
     await services.templates.delete(template)
@@ -43,6 +48,7 @@ async def delete_template(services: CurrentServices, template: str) -> Response:
 
 
 @router.post("/clones", status_code=202, openapi_extra=describes(CloneRequest))
+@operator
 async def clone(
     services: CurrentServices, wanted: Annotated[CloneRequest, Depends(body_of(CloneRequest))]
 ) -> Operation:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
 from hanok.api.common import CurrentServices, body_of, describes
+from hanok.api.roles import operator, viewer
 from hanok.model.base import Frozen
 from hanok.model.operation import Operation
 from hanok.model.views import VmDetail, VmView
@@ -24,12 +25,14 @@ class StopRequest(Frozen):
 
 
 @router.get("")
+@viewer
 async def list_vms(services: CurrentServices) -> list[VmView]:
     """Return all VMs."""
     return await services.views.vms()
 
 
 @router.post("", status_code=202, openapi_extra=describes(VmSpec))
+@operator
 async def run_vm(
     services: CurrentServices, spec: Annotated[VmSpec, Depends(body_of(VmSpec))]
 ) -> Operation:
@@ -38,18 +41,21 @@ async def run_vm(
 
 
 @router.get("/{vm}")
+@viewer
 async def show_vm(services: CurrentServices, vm: str) -> VmDetail:
     """Return everything about one VM."""
     return await services.views.vm(vm)
 
 
 @router.post("/{vm}/start", status_code=202)
+@operator
 async def start_vm(services: CurrentServices, vm: str) -> Operation:
     """Bring a stopped VM up."""
     return await services.vms.start(vm)
 
 
 @router.post("/{vm}/stop", status_code=202, openapi_extra=describes(StopRequest))
+@operator
 async def stop_vm(
     services: CurrentServices,
     vm: str,
@@ -60,24 +66,28 @@ async def stop_vm(
 
 
 @router.post("/{vm}/restart", status_code=202)
+@operator
 async def restart_vm(services: CurrentServices, vm: str) -> Operation:
     """Stop a VM and bring it up again."""
     return await services.vms.restart(vm)
 
 
 @router.post("/{vm}/pause", status_code=202)
+@operator
 async def pause_vm(services: CurrentServices, vm: str) -> Operation:
     """Stop a VM's vCPUs."""
     return await services.vms.pause(vm)
 
 
 @router.post("/{vm}/resume", status_code=202)
+@operator
 async def resume_vm(services: CurrentServices, vm: str) -> Operation:
     """Let a paused VM go on."""
     return await services.vms.resume(vm)
 
 
 @router.delete("/{vm}", status_code=202)
+@operator
 async def delete_vm(
     services: CurrentServices, vm: str, force: Annotated[bool, Query()] = False
 ) -> Operation:

@@ -154,6 +154,8 @@ class HostView(TypedDict):
 
     ``sold``: memory of the VMs that are up, overhead included. ``used``: the proportional memory
     of their processes; ``shared``: what they save by sharing. Older daemons do not say these.
+    ``listen``: the TCP address where it answers with TLS; ``fingerprint``: hexadecimal SHA-256 of
+    the certificate there.
     """
 
     name: str
@@ -177,6 +179,25 @@ class HostView(TypedDict):
     sold: NotRequired[int]
     used: NotRequired[int]
     shared: NotRequired[int]
+    listen: NotRequired[str | None]
+    fingerprint: NotRequired[str | None]
+
+
+class TokenView(TypedDict):
+    """A token, without what is secret of it; ``used`` is its last use, to the minute."""
+
+    id: str
+    name: str
+    role: str
+    created: float
+    expires: float | None
+    used: float | None
+
+
+class NewTokenView(TokenView):
+    """A token that was just made: the only time that it is shown."""
+
+    token: str
 
 
 class StackView(TypedDict):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hanok.services.capacity import CapacityService
 from hanok.services.clones import CloneService
 from hanok.services.drafts import Drafts
+from hanok.services.entrance import Entrance
 from hanok.services.guests import Guests
 from hanok.services.host import HostService
 from hanok.services.images import ImageService
@@ -18,6 +19,7 @@ from hanok.services.parts import Parts
 from hanok.services.recovery import Recovery
 from hanok.services.stacks import StackService
 from hanok.services.templates import TemplateService
+from hanok.services.tokens import TokenService
 from hanok.services.views import Views
 from hanok.services.vms import VmService
 from hanok.services.warm import WarmStarts
@@ -43,6 +45,8 @@ class Services:
     views: Views
     recovery: Recovery
     host: HostService
+    tokens: TokenService
+    entrance: Entrance
 
     async def close(self) -> None:
         """Let go of everything; nothing that runs is stopped."""
@@ -53,6 +57,7 @@ class Services:
         await self.parts.hypervisor.close()
         await self.parts.networks.close()
         self.memories.close()
+        await self.tokens.close()
         await self.parts.store.close()
 
 
@@ -68,7 +73,8 @@ def make_services(parts: Parts) -> Services:
     templates = TemplateService(parts, operations, guests, memories)
     warm = WarmStarts(parts, operations, templates, drafts)
     vms = VmService(parts, lifecycle, operations, capacity, drafts, warm)
-    views = Views(parts, capacity)
+    entrance = Entrance(parts.settings.certificates)
+    views = Views(parts, capacity, entrance)
     return Services(
         parts=parts,
         operations=operations,
@@ -84,5 +90,7 @@ def make_services(parts: Parts) -> Services:
         capacity=capacity,
         views=views,
         host=HostService(parts, operations),
+        tokens=TokenService(parts.store, parts.events),
+        entrance=entrance,
         recovery=Recovery(parts, guests, lifecycle, vms, templates, operations),
     )

@@ -14,6 +14,7 @@ from hanok.model.host import HypervisorFacts, Room
 from hanok.model.views import HostView, NicView, PortView, RoomView, VmDetail, VmView
 from hanok.model.vm import VmRecord, Wanted
 from hanok.services.capacity import CapacityService
+from hanok.services.entrance import Entrance
 from hanok.services.parts import Parts, is_up
 from hanok.units import format_size
 
@@ -51,9 +52,10 @@ def vm_view(record: VmRecord, facts: HypervisorFacts, templates: Mapping[str, st
 class Views:
     """Builds the larger views, which ask the hypervisor and the host."""
 
-    def __init__(self, parts: Parts, capacity: CapacityService) -> None:
+    def __init__(self, parts: Parts, capacity: CapacityService, entrance: Entrance) -> None:
         self._parts = parts
         self._capacity = capacity
+        self._entrance = entrance
 
     async def vms(self) -> list[VmView]:
         """Return all VMs."""
@@ -130,6 +132,8 @@ class Views:
             sold=sums.usage.memory + sums.usage.overhead,
             used=sums.totals.used,
             shared=sums.totals.shared,
+            listen=self._entrance.address,
+            fingerprint=self._entrance.fingerprint(),
         )
 
     def _room(self, room: Room) -> RoomView:

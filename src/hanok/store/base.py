@@ -9,6 +9,7 @@ from typing import Protocol
 from hanok.model.network import NetworkRecord
 from hanok.model.operation import Event, Operation
 from hanok.model.template import TemplateRecord
+from hanok.model.token import TokenRecord
 from hanok.model.vm import VmRecord
 
 
@@ -68,6 +69,28 @@ class AddEvent:
     event: Event
 
 
+@dataclass(frozen=True)
+class AddToken:
+    """Insert a token. Commit raises Conflict when another has its name."""
+
+    record: TokenRecord
+
+
+@dataclass(frozen=True)
+class TouchToken:
+    """Note when a token was used; nothing happens to one that is gone."""
+
+    ident: str
+    used: float
+
+
+@dataclass(frozen=True)
+class DeleteToken:
+    """Forget a token."""
+
+    ident: str
+
+
 Change = (
     PutVm
     | DeleteVm
@@ -76,6 +99,9 @@ Change = (
     | PutNetwork
     | DeleteNetwork
     | PutOperation
+    | AddToken
+    | TouchToken
+    | DeleteToken
     | AddEvent
 )
 
@@ -104,6 +130,10 @@ class Store(Protocol):
 
     async def networks(self) -> list[NetworkRecord]:
         """Return every network, by name."""
+        ...
+
+    async def tokens(self) -> list[TokenRecord]:
+        """Return every token, by name."""
         ...
 
     async def operations(self, *, unfinished: bool = False, limit: int = 200) -> list[Operation]:

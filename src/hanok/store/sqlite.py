@@ -18,17 +18,21 @@ from hanok.errors import Conflict, HostError
 from hanok.model.network import NetworkRecord
 from hanok.model.operation import Event, Operation
 from hanok.model.template import TemplateRecord
+from hanok.model.token import TokenRecord
 from hanok.model.vm import VmRecord
 from hanok.store.base import (
     AddEvent,
+    AddToken,
     Change,
     DeleteNetwork,
     DeleteTemplate,
+    DeleteToken,
     DeleteVm,
     PutNetwork,
     PutOperation,
     PutTemplate,
     PutVm,
+    TouchToken,
 )
 
 _T = TypeVar("_T")
@@ -46,6 +50,10 @@ _MIGRATIONS = (
     """,
     """
     CREATE TABLE templates (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, data TEXT NOT NULL);
+    """,
+    """
+    CREATE TABLE tokens (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, used REAL, data TEXT NOT NULL);
     """,
 )
 _KEPT_EVENTS = 10_000
@@ -153,6 +161,16 @@ class SqliteStore:
         rows = await self._rows("SELECT data FROM networks ORDER BY name")
         return [NetworkRecord.model_validate_json(data) for data in rows]
 
+    async def tokens(self) -> list[TokenRecord]:
+        """See Store.tokens."""
+
+        def read() -> list[TokenRecord]:
+            rows = self._database().execute("SELECT used, data FROM tokens ORDER BY name")
+            found = [(used, TokenRecord.model_validate_json(data)) for used, data in rows]
+            return [token.model_copy(update={"used": used}) for used, token in found]
+
+        return await self._in_thread(read)
+
     async def operations(self, *, unfinished: bool = False, limit: int = 200) -> list[Operation]:
         """See Store.operations."""
         if unfinished:
@@ -198,6 +216,7 @@ def _names(changes: Sequence[Change]) -> str:
     """Say which of the changes carry a name that must be the only one of its kind."""
     named = [f"a VM named {c.record.spec.name}" for c in changes if isinstance(c, PutVm)]
     named += [f"a template named {c.record.name}" for c in changes if isinstance(c, PutTemplate)]
+    named += [f"a token named {c.record.name}" for c in changes if isinstance(c, AddToken)]
     return " or ".join(named)
 
 
@@ -230,6 +249,15 @@ def _apply(database: sqlite3.Connection, change: Change) -> Event | None:
             )
         case DeleteNetwork(name):
             database.execute("DELETE FROM networks WHERE name = ?", (name,))
+        case AddToken(token):
+            database.execute(
+                "INSERT INTO tokens VALUES (?, ?, ?, ?)",
+                (token.id, token.name, token.used, token.model_dump_json()),
+            )
+        case TouchToken(ident, used):
+            database.execute("UPDATE tokens SET used = ? WHERE id = ?", (used, ident))
+        case DeleteToken(ident):
+            database.execute("DELETE FROM tokens WHERE id = ?", (ident,))
         case PutOperation(operation):
             _put_operation(database, operation)
         case AddEvent(event):
