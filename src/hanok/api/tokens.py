@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -30,7 +31,15 @@ async def create_token(
 ) -> NewTokenView:
     """Make a token; this answer is the only one that tells it."""
     response.headers["Cache-Control"] = "no-store"
-    return await services.tokens.create(wanted)
+    token, record = await services.tokens.create(wanted)
+    entrance = services.entrance
+    return NewTokenView(
+        **record,
+        token=token,
+        host=platform.node(),
+        listen=entrance.address,
+        fingerprint=entrance.fingerprint(),
+    )
 
 
 @router.delete("/{name}", status_code=204)

@@ -64,6 +64,8 @@ def _print(session: Session, host: HostView) -> None:
             ("CPUs", cpus),
             ("memory", format_size(host["memory"])),
             *_memory(host),
+            ("listens at", host.get("listen")),
+            ("certificate", _pairs(host.get("fingerprint"))),
             ("isolation", _isolation(host["isolation"])),
             ("VMs", f"{host['vms']}, of which {host['running']} run"),
             ("overhead", f"{format_size(host['overhead'])} taken by virtualizing them"),
@@ -126,6 +128,13 @@ def _policy(host: HostView) -> Cell | str | None:
         words = f"memory may be sold {factor:g} times"
     kept = "" if reserve is None else f", {format_size(reserve)} is kept really free"
     return Cell(f"SHARED: {words}{kept}", "yellow")
+
+
+def _pairs(fingerprint: str | None) -> str | None:
+    """Return a fingerprint as people compare it: ``ab:cd:...``."""
+    if fingerprint is None:
+        return None
+    return ":".join(fingerprint[at : at + 2] for at in range(0, len(fingerprint), 2))
 
 
 def _isolation(isolation: str) -> str:

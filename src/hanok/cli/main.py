@@ -56,6 +56,7 @@ _SECTIONS = {
         "fit": Lazy("host", "fit", "Tell how many more VMs or clones fit."),
         "events": Lazy("logs", "events", "Print what happened, or follow what happens."),
         "operations": Lazy("operations", "operations", "List, show, follow and cancel long work."),
+        "token": Lazy("tokens", "token", "Say who may use this host over the network."),
         "serve": Lazy("system", "serve", "Run the daemon in the foreground."),
         "version": Lazy("system", "version", "Print the versions of Hanok and its daemon."),
         "completion": Lazy("system", "completion", "Print what makes a shell complete commands."),

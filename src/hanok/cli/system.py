@@ -20,11 +20,26 @@ _WHERE = {
 }
 
 
-@click.command("serve", cls=Example, examples=("hanok serve", "HANOK_HOME=/srv/hanok hanok serve"))
+@click.command(
+    "serve",
+    cls=Example,
+    examples=(
+        "hanok serve",
+        "HANOK_HOME=/srv/hanok hanok serve",
+        "hanok serve --listen 0.0.0.0:7443      # and 'hanok token create' says who may come",
+    ),
+)
+@click.option(
+    "--listen",
+    metavar="ADDRESS:PORT",
+    help="Answer over the network as well, by TLS and to tokens only (also: HANOK_LISTEN).",
+)
 @common_options
-def serve() -> None:
+def serve(listen: str | None) -> None:
     """Run the daemon in the foreground, until Ctrl-C. VMs go on when it ends."""
     argv = daemon_argv("--foreground")
+    if listen is not None:
+        argv.append(f"--listen={listen}")
     sys.stdout.flush()
     try:
         os.execv(argv[0], argv)  # noqa: S606  the daemon takes this process's place

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         HostView,
         ImageView,
         NetworkView,
+        NewTokenView,
         SshView,
         StackView,
         TemplateView,
+        TokenView,
         VmDetail,
         VmView,
     )
@@ -84,6 +86,20 @@ class Client:
     def fit(self, shape: Mapping[str, object]) -> FitWire:
         """Return how many more VMs of ``shape`` (cpus, memory, disk, or a template) fit."""
         return cast(FitWire, self._call("POST", "fit", shape))
+
+    # Tokens
+
+    def tokens(self) -> list[TokenView]:
+        """Return every token, without what is secret of it."""
+        return cast("list[TokenView]", self._call("GET", "tokens"))
+
+    def create_token(self, wanted: Mapping[str, object]) -> NewTokenView:
+        """Make a token (name, role, expires_in in seconds). Raises InvalidInput, Conflict."""
+        return cast("NewTokenView", self._call("POST", "tokens", wanted))
+
+    def revoke_token(self, name: str) -> None:
+        """Make a token worthless. Raises NotFound."""
+        self._call("DELETE", f"tokens/{_segment(name)}")
 
     # VMs
 

@@ -195,9 +195,15 @@ class TokenView(TypedDict):
 
 
 class NewTokenView(TokenView):
-    """A token that was just made: the only time that it is shown."""
+    """A token that was just made: the only time that it is shown.
+
+    ``host``, ``listen`` and ``fingerprint`` say where it is good; see HostView.
+    """
 
     token: str
+    host: str
+    listen: str | None
+    fingerprint: str | None
 
 
 class StackView(TypedDict):

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 
 from hanok.errors import Conflict, HanokError, NotFound
 from hanok.model.token import TokenRecord, TokenRequest
-from hanok.model.views import NewTokenView, TokenView
+from hanok.model.views import TokenView
 from hanok.services.events import EventLog, make_event
 from hanok.store.base import AddToken, DeleteToken, Store, TouchToken
 
@@ -46,8 +46,11 @@ class TokenService:
         for ident in set(self._open) - left:
             self._cut(ident)
 
-    async def create(self, wanted: TokenRequest) -> NewTokenView:
-        """Make a token; it is told now and never again. Raises Conflict when the name is taken."""
+    async def create(self, wanted: TokenRequest) -> tuple[str, TokenView]:
+        """Make a token and return it, which happens only here, with what is kept of it.
+
+        Raises Conflict when the name is taken.
+        """
         token = _PREFIX + secrets.token_urlsafe(32)
         now = time.time()
         record = TokenRecord(
@@ -68,7 +71,7 @@ class TokenService:
             event = make_event("token", record.name, "created", record.role)
             await self._events.commit(AddToken(record), event=event)
             self._known[record.digest] = record
-        return NewTokenView(token=token, **_view(record, None))
+        return token, _view(record, None)
 
     async def list(self) -> list[TokenView]:
         """Return the tokens, expired ones included."""
