@@ -210,7 +210,7 @@ async def make_tls_server(services: Services, guard: Guard, door: socket.socket)
     server = TlsServer(guard, await asyncio.to_thread(entrance.context))
     host, port, *_ = door.getsockname()
     entrance.address = str(Listen(host, port))
-    _log.info("it answers at %s as well; certificate %s", entrance.address, entrance.fingerprint())
+    _log.info("it answers at %s as well; certificate %s", entrance.address, entrance.fingerprint)
 
     async def renew() -> None:
         try:
@@ -219,7 +219,7 @@ async def make_tls_server(services: Services, guard: Guard, door: socket.socket)
         except HanokError as error:
             _log.error("SIGHUP: all stays as it was: %s", error.message)
         else:
-            _log.info("SIGHUP: the certificate is now %s", entrance.fingerprint())
+            _log.info("SIGHUP: the certificate is now %s", entrance.fingerprint)
 
     running: set[asyncio.Task[None]] = set()
 

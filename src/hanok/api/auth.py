@@ -24,7 +24,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 def bearer_of(headers: Headers) -> str | None:
     """Return the token that a request shows, or None when it shows none, or more than one."""
-    shown = [value for name, value in headers if name == b"authorization"]
+    shown = [value for name, value in headers if name.lower() == b"authorization"]
     if len(shown) != 1:
         return None
     scheme, _, token = shown[0].decode("latin-1").partition(" ")

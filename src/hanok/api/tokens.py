@@ -38,7 +38,7 @@ async def create_token(
         token=token,
         host=platform.node(),
         listen=entrance.address,
-        fingerprint=entrance.fingerprint(),
+        fingerprint=entrance.fingerprint,
     )
 
 

@@ -8,7 +8,6 @@ import hashlib
 import os
 import platform
 import ssl
-import tempfile
 from pathlib import Path
 
 from hanok.errors import HostError
@@ -19,12 +18,14 @@ _YEARS = 10
 class Entrance:
     """Where the daemon is reached over the network, and the certificate it shows there.
 
-    ``address`` is None while it does not listen. The certificate is made when it is first needed.
+    ``address`` and ``fingerprint`` (hexadecimal SHA-256 of the certificate) are None while it does
+    not listen. The certificate is made when it is first needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.address: str | None = None
+        self.fingerprint: str | None = None
 
     @property
     def certificate(self) -> Path:
@@ -52,19 +53,13 @@ class Entrance:
             if not (self.certificate.exists() and self.key.exists()):
                 self._make()
             context.load_cert_chain(self.certificate, self.key)
+            self.fingerprint = fingerprint_of(self.certificate.read_text())
         except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
             raise HostError(
                 f"the certificate {self.certificate} cannot be used: {error}",
                 hint="remove it and its key: new ones are made; remotes must then be added again",
             ) from error
         return context
-
-    def fingerprint(self) -> str | None:
-        """Return the hexadecimal SHA-256 of the certificate, or None while there is none."""
-        try:
-            return fingerprint_of(self.certificate.read_text())
-        except (OSError, ValueError):
-            return None
 
     def _make(self) -> None:
         """Write a new key and a certificate for it; one that is cut off here is made again."""
@@ -121,14 +116,11 @@ def make_certificate(host: str) -> tuple[bytes, bytes]:
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     """Put ``content`` at ``path``, whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        Path(name).chmod(mode)
-        Path(name).rename(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    new = path.with_suffix(f"{path.suffix}.new")
+    new.unlink(missing_ok=True)
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(handle)
+    new.rename(path)

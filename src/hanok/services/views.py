@@ -133,7 +133,7 @@ class Views:
             used=sums.totals.used,
             shared=sums.totals.shared,
             listen=self._entrance.address,
-            fingerprint=self._entrance.fingerprint(),
+            fingerprint=self._entrance.fingerprint,
         )
 
     def _room(self, room: Room) -> RoomView:
