@@ -494,7 +494,7 @@ def test_help_names_every_command_and_option(hanok: Hanok) -> None:
         else:
             assert "--json" in shown.stdout, name
             assert "Examples:" in shown.stdout, name
-    assert groups == ["template", "image", "network", "host", "operations"]
+    assert groups == ["template", "image", "network", "host", "remote", "operations", "token"]
     assert hanok().returncode == 2
 
 

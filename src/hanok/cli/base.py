@@ -13,27 +13,73 @@ import click
 from hanok.cli.output import Output
 from hanok.client.client import Client
 from hanok.client.daemon import open_client
+from hanok.client.remotes import LOCAL, Remote, chosen_remote, open_book, open_remote
+from hanok.errors import HanokError, InvalidInput
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_COMPLETION_LIMIT = 2.0
+
+
 class Session:
-    """One run of the command line: where its words go and how it reaches the daemon."""
+    """One run of the command line: where its words go and how it reaches the daemon.
+
+    ``remote_name`` is what --remote named; without it HANOK_REMOTE and "remote use" decide.
+    """
 
     def __init__(self) -> None:
         self.out = Output()
+        self.remote_name: str | None = None
         self._client: Client | None = None
+        self._remote: tuple[Remote | None] | None = None
+
+    @property
+    def remote(self) -> Remote | None:
+        """The remote host that this command is for, or None when it is for this one.
+
+        Raises NotFound when there is no remote of the name that was chosen.
+        """
+        if self._remote is None:
+            self._remote = (chosen_remote(os.environ, self.remote_name),)
+        return self._remote[0]
 
     @property
     def client(self) -> Client:
-        """The daemon's API; the daemon is started when the first request finds none."""
+        """The daemon's API; here the daemon is started when the first request finds none."""
         if self._client is None:
-            self._client = open_client(os.environ, on_start=self._tell_start)
+            remote = self.remote
+            self._client = (
+                open_client(os.environ, on_start=self._tell_start)
+                if remote is None
+                else open_remote(remote)
+            )
         return self._client
 
-    def passive_client(self) -> Client:
+    def passive_client(self, connect_limit: float | None = None) -> Client:
         """Return a client that starts no daemon."""
-        return open_client(os.environ, start=False)
+        remote = self.remote
+        if remote is None:
+            return open_client(os.environ, start=False)
+        return open_remote(remote, connect_limit=connect_limit)
+
+    def require_local(self, what: str) -> None:
+        """Refuse --remote for a command that is about this machine.
+
+        HANOK_REMOTE and "remote use" mean the other commands. Raises InvalidInput.
+        """
+        if self.remote_name not in (None, LOCAL):
+            raise InvalidInput(
+                f"{what} is about this machine alone",
+                field="--remote",
+                hint="leave --remote out, or log in to that host and type it there",
+            )
+
+    @property
+    def program(self) -> str:
+        """How to call this program again for the same host."""
+        named = "" if self.remote_name is None else f" --remote {self.remote_name}"
+        return program_name() + named
 
     def _tell_start(self, log: Path) -> None:
         self.out.note(f"Starting the daemon (it logs to {log})")
@@ -52,8 +98,22 @@ def _take_no_color(ctx: click.Context, _param: click.Parameter, value: bool) -> 
         ctx.ensure_object(Session).out.no_color = True
 
 
+def _take_remote(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Session).remote_name = value
+
+
+def complete_remote(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of remotes, and ``local``, that begin with what was typed."""
+    try:
+        names = [LOCAL, *sorted(open_book(os.environ).load())]
+    except HanokError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def common_options(function: F) -> F:
-    """Add the options that every command takes: --json and --no-color."""
+    """Add the options that every command takes: --json, --remote and --no-color."""
     for option in (
         click.option(
             "--no-color",
@@ -63,6 +123,15 @@ def common_options(function: F) -> F:
             callback=_take_no_color,
             hidden=True,
             help="No colours (the variable NO_COLOR does the same).",
+        ),
+        click.option(
+            "--remote",
+            metavar="NAME",
+            expose_value=False,
+            is_eager=True,
+            callback=_take_remote,
+            shell_complete=complete_remote,
+            help="Do it on this remote host (or 'local'); else HANOK_REMOTE, 'remote use'.",
         ),
         click.option(
             "--json",
@@ -220,11 +289,9 @@ def program_name() -> str:
 
 
 def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-        from hanok.errors import HanokError
-
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
         try:
-            client = Session().passive_client()
+            client = ctx.ensure_object(Session).passive_client(_COMPLETION_LIMIT)
             names = {
                 "vm": lambda: [vm["name"] for vm in client.vms()],
                 "network": lambda: [network["name"] for network in client.networks()],

@@ -51,9 +51,10 @@ _SECTIONS = {
         "image": Lazy("images", "image", "List, build, inspect and delete images."),
         "network": Lazy("networks", "network", "List, create, show and delete networks."),
     },
-    "Host": {
+    "Hosts": {
         "host": Lazy("host", "host", "Show this host, or probe its hypervisors again."),
         "fit": Lazy("host", "fit", "Tell how many more VMs or clones fit."),
+        "remote": Lazy("remotes", "remote", "Add, list, use and remove remote hosts."),
         "events": Lazy("logs", "events", "Print what happened, or follow what happens."),
         "operations": Lazy("operations", "operations", "List, show, follow and cancel long work."),
         "token": Lazy("tokens", "token", "Say who may use this host over the network."),

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
-from hanok.cli.base import Session, program_name
+from hanok.cli.base import Session
 from hanok.cli.output import Output, printable
 from hanok.client.client import Client, failure
 from hanok.client.wire import FINAL_STATES, OperationWire
@@ -49,7 +49,7 @@ def follow_all(session: Session, operations: Sequence[OperationWire]) -> list[Op
                 latest[operation["id"]] = operation
                 view.show(operation)
     except KeyboardInterrupt:
-        _say_goes_on(session.out, list(latest.values()))
+        _say_goes_on(session, list(latest.values()))
     return [latest[operation["id"]] for operation in operations]
 
 
@@ -88,8 +88,8 @@ def _merged(client: Client, idents: Sequence[str]) -> Iterator[OperationWire]:
         raise broken
 
 
-def _say_goes_on(out: Output, operations: Sequence[OperationWire]) -> NoReturn:
-    program = program_name()
+def _say_goes_on(session: Session, operations: Sequence[OperationWire]) -> NoReturn:
+    out, program = session.out, session.program
     out.note("")
     for operation in operations:
         if operation["state"] not in FINAL_STATES:

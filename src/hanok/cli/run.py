@@ -16,7 +16,6 @@ from hanok.cli.base import (
     complete_image,
     complete_network,
     pass_session,
-    program_name,
 )
 from hanok.cli.listing import print_vms, seconds
 from hanok.cli.progress import follow
@@ -130,7 +129,7 @@ def run(
     took = seconds(vm["ready_seconds"])
     session.out.line()
     session.out.line(f"{name} is {vm['state']}" + (f" after {took}." if took else "."))
-    session.out.line(f"Try: {program_name()} exec {name} -- uname -a")
+    session.out.line(f"Try: {session.program} exec {name} -- uname -a")
 
 
 def read_user_data(source: BinaryIO) -> str:

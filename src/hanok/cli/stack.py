@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from hanok.cli.base import Example, Session, common_options, pass_session, program_name
+from hanok.cli.base import Example, Session, common_options, pass_session
 from hanok.cli.listing import hypervisor_of, ports_of, seconds
 from hanok.cli.output import Cell
 from hanok.cli.progress import follow
@@ -86,7 +86,7 @@ def _print_stack(session: Session, stack: StackView, file: StackFile) -> None:
     made = len(stack["created"])
     changed = f"{made} new" if made else "nothing to change"
     session.out.line(f"{stack['name']} is up: {count} VM{'s' * (count != 1)}, {changed}. Try:")
-    for command in what_to_try(stack["vms"], program_name(), file.path):
+    for command in what_to_try(stack["vms"], session.program, file.path):
         session.out.line(f"  {command}")
 
 

@@ -16,7 +16,6 @@ from hanok.cli.base import (
     complete_template,
     complete_vm,
     pass_session,
-    program_name,
 )
 from hanok.cli.listing import counted, spans, when, when_shortly
 from hanok.cli.output import Cell, printable
@@ -142,7 +141,7 @@ def create(session: Session, name: str, source: str) -> None:
     reason = _reason(made)
     if reason is not None:
         session.out.line(f"It cannot be cloned instantly: {printable(reason)}")
-    session.out.line(f"Try: {program_name()} clone {name} --count 3 --name {name}-{{n}}")
+    session.out.line(f"Try: {session.program} clone {name} --count 3 --name {name}-{{n}}")
 
 
 @click.command("show", cls=Example, examples=("hanok template show base",))

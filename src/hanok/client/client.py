@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
         VmView,
     )
 
-_RECONNECTS = 5
+_RECONNECTS = 6
+_RECONNECT_PAUSE = 0.1
 
 
 class Client:
@@ -250,6 +252,8 @@ class Client:
             except DaemonUnreachable:
                 if attempts == _RECONNECTS:
                     raise
+            if attempts:  # one that starts again on another host takes its time
+                time.sleep(min(_RECONNECT_PAUSE * 2**attempts, 2))
             attempts += 1
         raise DaemonUnreachable(
             f"the daemon stopped telling about operation {ident}",

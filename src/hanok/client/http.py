@@ -1,4 +1,6 @@
-"""HTTP/1.1 over a unix socket, one connection a request.
+"""HTTP/1.1 to a daemon: one connection a request here, where connecting costs nothing.
+
+To a remote host a connection is kept for the next request, since each costs three journeys.
 
 ``http.client`` brings the email package with it, 25 ms a command; httptools is the parser that the
 daemon itself uses, and costs 5.
@@ -7,10 +9,13 @@ daemon itself uses, and costs 5.
 from __future__ import annotations
 
 import json
+import select
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
 
 import httptools
@@ -18,9 +23,32 @@ import httptools
 from hanok.errors import DaemonUnreachable, HanokError, TimedOut, all_error_types
 
 _CHUNK = 65536
+_EXPECT, _CONTINUE = b"Expect: 100-continue", 100
 _SMALL = 64 * 1024 * 1024  # no JSON answer of the API is anywhere near
+# uvicorn ends a connection on which nothing came for 5 s; one that is nearly as old is not used.
+_KEEP_SECONDS = 2.0
 
-Connector = Callable[[], socket.socket]
+if TYPE_CHECKING:
+    from hanok.client.tls import TlsConnection
+
+    Connection = socket.socket | TlsConnection
+    Connector = Callable[[], Connection]
+
+
+def _as_it_is(error: HanokError) -> HanokError:
+    return error
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end, for the words of errors.
+
+    ``explain`` may add to an error that the daemon answered with.
+    """
+
+    name: str = "the daemon"
+    log_hint: str = "its log tells why: hanokd.log in the data directory"
+    explain: Callable[[HanokError], HanokError] = _as_it_is
 
 
 class _Collector:
@@ -31,6 +59,11 @@ class _Collector:
         self.headers_done = False
         self.complete = False
         self.body: list[bytes] = []
+
+    def on_message_begin(self) -> None:
+        # An interim answer (100) may have come before, in the same piece even.
+        self.headers, self.body = {}, []
+        self.headers_done = self.complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -52,8 +85,10 @@ class _NoAnswerError(Exception):
 class Response:
     """An answer whose head has arrived; the body is read as it comes."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Connection, peer: Peer) -> None:
         self._sock = sock
+        self._peer = peer
+        self.request_was_whole = True  # False: a part of the request was not sent
         self._collector = _Collector()
         self._parser = httptools.HttpResponseParser(self._collector)
         self._heard = False
@@ -63,18 +98,26 @@ class Response:
         self.status = self._parser.get_status_code()
         self.headers: Mapping[str, str] = self._collector.headers
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the body has been read whole and the connection takes another request."""
+        done = self._collector.complete and not self._collector.body
+        return done and self.request_was_whole and bool(self._parser.should_keep_alive())
+
     def _feed(self) -> bool:
         """Read once from the socket; return False at its end."""
         try:
             data = self._sock.recv(_CHUNK)
         except TimeoutError:
             raise TimedOut(
-                f"the daemon did not answer within {self._sock.gettimeout():g} s"
+                f"{self._peer.name} did not answer within {self._sock.gettimeout():g} s"
             ) from None
         except OSError as error:
             if not self._heard:
                 raise _NoAnswerError from error
-            raise DaemonUnreachable(f"the connection to the daemon broke: {error}") from error
+            raise DaemonUnreachable(
+                f"the connection to {self._peer.name} broke: {error}"
+            ) from error
         if not data:
             return False
         self._heard = True
@@ -82,7 +125,7 @@ class Response:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise DaemonUnreachable(
-                f"what answers at the socket does not speak HTTP: {error}"
+                f"what answers for {self._peer.name} does not speak HTTP: {error}"
             ) from error
         return True
 
@@ -99,7 +142,9 @@ class Response:
                 return
             elif not self._feed():
                 if self._has_length():
-                    raise DaemonUnreachable("the daemon went away before its answer was whole")
+                    raise DaemonUnreachable(
+                        f"{self._peer.name} went away before its answer was whole"
+                    )
                 return
 
     def _has_length(self) -> bool:
@@ -133,10 +178,24 @@ class Response:
 
 
 class Transport:
-    """Sends requests; ``connect`` gives a connected socket for each."""
+    """Sends requests; ``connect`` gives a connection for each, or with ``keep`` for several.
 
-    def __init__(self, connect: Connector) -> None:
+    ``headers`` go with every request, ``peer`` says who answers.
+    """
+
+    def __init__(
+        self,
+        connect: Connector,
+        *,
+        headers: Mapping[str, str] | None = None,
+        keep: bool = False,
+        peer: Peer | None = None,
+    ) -> None:
         self.connect = connect
+        self.headers = dict(headers or {})
+        self.peer = peer or Peer()
+        self._keep = keep
+        self._kept: list[tuple[Connection, float]] = []  # with the time of the last answer
 
     @contextmanager
     def request(
@@ -150,83 +209,139 @@ class Transport:
         content_type: str = "application/json",
         timeout: float | None = 120,
     ) -> Iterator[Response]:
-        """Send a request and give its answer; the connection closes with the block.
+        """Send a request and give its answer, which is not read any more after the block.
 
         ``path`` is percent-encoded already.
         ``length`` is the size of a ``body`` that is a file. ``timeout`` bounds each wait for data,
         in seconds. Raises the error that the daemon answered with, DaemonUnreachable, TimedOut.
         """
         size = len(body) if isinstance(body, bytes) else length
-        head = _head(method, path, query, content_type, size)
+        head = self._head(method, path, query, content_type, size, isinstance(body, bytes))
         # A daemon that just ended itself as idle may have taken the connection and no more. What
         # only asks is asked again, which starts a new one; what changes something is not.
         sock, response = self._exchange(head, body, timeout, again=method == "GET")
-        with sock:
+        try:
             if response.status >= 400:
-                raise error_of(response.read(), response.status)
+                raise self.refusal(response.read(), response.status)
             yield response
+        finally:
+            self._finish(sock, response)
+
+    def refusal(self, body: bytes, status: int) -> HanokError:
+        """Return the error that an answer with ``status`` stands for."""
+        return self.peer.explain(error_of(body, status, self.peer.name))
+
+    def close(self) -> None:
+        """Close what was kept."""
+        while self._kept:
+            self._kept.pop()[0].close()
 
     def _exchange(
         self, head: bytes, body: bytes | BinaryIO | None, timeout: float | None, *, again: bool
-    ) -> tuple[socket.socket, Response]:
-        sock = self.connect()
+    ) -> tuple[Connection, Response]:
+        sock = self._take_kept() or self.connect()
         try:
             sock.settimeout(timeout)
-            _send(sock, head, body)
-            return sock, Response(sock)
+            return sock, self._ask(sock, head, body)
         except _NoAnswerError:
             sock.close()
             if not again:
                 raise DaemonUnreachable(
-                    "the daemon closed the connection without an answer",
-                    hint="its log tells why: hanokd.log in the data directory",
+                    f"{self.peer.name} closed the connection without an answer",
+                    hint=self.peer.log_hint,
                 ) from None
         except BaseException:
             sock.close()
             raise
+        self.close()
         return self._exchange(head, body, timeout, again=False)
 
+    def _ask(self, sock: Connection, head: bytes, body: bytes | BinaryIO | None) -> Response:
+        if body is None or isinstance(body, bytes):
+            self._send(sock, head + (body or b""))
+            return Response(sock, self.peer)
+        self._send(sock, head)
+        if _EXPECT in head:
+            # A remote may refuse: then it does not read the body, and its words could be lost
+            # with the connection while that is still being sent.
+            verdict = Response(sock, self.peer)
+            if verdict.status != _CONTINUE:
+                verdict.request_was_whole = False
+                return verdict
+        whole = True
+        while whole and (chunk := body.read(_CHUNK)):
+            whole = self._send(sock, chunk)
+        response = Response(sock, self.peer)
+        response.request_was_whole = whole
+        return response
 
-def _head(
-    method: str,
-    path: str,
-    query: Mapping[str, str] | None,
-    content_type: str,
-    size: int | None,
-) -> bytes:
-    target = path + (f"?{urlencode(query)}" if query else "")
-    lines = [f"{method} {target} HTTP/1.1", "Host: hanok", "Connection: close"]
-    if size is not None:
-        lines += [f"Content-Type: {content_type}", f"Content-Length: {size}"]
-    elif method in ("POST", "PUT"):
-        lines.append("Content-Length: 0")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+    def _send(self, sock: Connection, data: bytes) -> bool:
+        try:
+            sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            return False  # a server may refuse early: its answer says why, or reading it fails
+        except TimeoutError:
+            raise TimedOut(f"{self.peer.name} does not take the request") from None
+        return True
+
+    def _take_kept(self) -> Connection | None:
+        """Return a connection that was kept and that the daemon has not ended."""
+        now = time.monotonic()
+        while self._kept:
+            sock, answered = self._kept.pop()
+            if now - answered < _KEEP_SECONDS and not _has_news(sock):
+                return sock
+            sock.close()
+        return None
+
+    def _finish(self, sock: Connection, response: Response) -> None:
+        if self._keep and response.can_go_on:
+            self._kept.append((sock, time.monotonic()))
+        else:
+            sock.close()
+
+    def _head(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        content_type: str,
+        size: int | None,
+        at_once: bool,
+    ) -> bytes:
+        target = path + (f"?{urlencode(query)}" if query else "")
+        lines = [f"{method} {target} HTTP/1.1", "Host: hanok"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        if not self._keep:
+            lines.append("Connection: close")
+        elif size and not at_once:
+            lines.append(_EXPECT.decode())
+        if size is not None:
+            lines += [f"Content-Type: {content_type}", f"Content-Length: {size}"]
+        elif method in ("POST", "PUT"):
+            lines.append("Content-Length: 0")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-def _send(sock: socket.socket, head: bytes, body: bytes | BinaryIO | None) -> None:
-    try:
-        if isinstance(body, bytes):
-            sock.sendall(head + body)
-            return
-        sock.sendall(head)
-        while body is not None and (chunk := body.read(_CHUNK)):
-            sock.sendall(chunk)
-    except (BrokenPipeError, ConnectionResetError):
-        return  # a server may refuse early: its answer says why, or reading it fails
-    except TimeoutError:
-        raise TimedOut("the daemon does not take the request") from None
+def _has_news(sock: Connection) -> bool:
+    """Return whether a connection on which nothing was asked has something to read: its end."""
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    return True
 
 
-def error_of(body: bytes, status: int) -> HanokError:
-    """Return the error that a problem+json ``body`` stands for; never raises."""
+def error_of(body: bytes, status: int, who: str = "the daemon") -> HanokError:
+    """Return the error that a problem+json ``body`` from ``who`` stands for; never raises."""
     try:
         problem = json.loads(body)
         kind = all_error_types().get(str(problem.get("code")), HanokError)
         detail = problem.get("detail")
     except (ValueError, AttributeError):
-        return HanokError(f"the daemon answered with status {status}")
+        return HanokError(f"{who} answered with status {status}")
     if not isinstance(detail, str):
-        detail = f"the daemon answered with status {status}"
+        detail = f"{who} answered with status {status}"
     return kind(
         detail,
         field=problem.get("field"),

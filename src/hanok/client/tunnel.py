@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 from hanok.client.client import Client
-from hanok.client.http import error_of
 from hanok.errors import DaemonUnreachable, GuestError
 
 if TYPE_CHECKING:
+    import socket
+
     from websockets.sync.client import ClientConnection
 
 _CLOSED_WELL = (1000, 1001)
@@ -21,8 +22,9 @@ _LARGEST_FRAME = 16 * 1024 * 1024
 class Tunnel:
     """An open byte stream to a guest. One thread may send while another receives."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: ClientConnection, peer: str = "the daemon") -> None:
         self._connection = connection
+        self._peer = peer
 
     def send(self, data: bytes) -> None:
         """Send ``data``; nothing happens when the other side has closed."""
@@ -45,7 +47,7 @@ class Tunnel:
             data = self._connection.recv(timeout)
         except ConnectionClosed as error:
             if error.rcvd is None and not self._closed_here(error):
-                raise DaemonUnreachable("the connection to the daemon broke") from None
+                raise DaemonUnreachable(f"the connection to {self._peer} broke") from None
             if error.rcvd is not None and error.rcvd.code not in _CLOSED_WELL:
                 raise GuestError(error.rcvd.reason or "the stream to the guest broke") from None
             return None
@@ -79,11 +81,15 @@ def _open(client: Client, path: str) -> Iterator[Tunnel]:
     from websockets.exceptions import InvalidHandshake, InvalidStatus
     from websockets.sync.client import connect
 
-    sock = client.transport.connect()
+    transport = client.transport
+    connected = transport.connect()
+    # A TLS connection has all of a socket that the library uses.
+    sock = cast("socket.socket", connected)
     try:
         connection = connect(
             f"ws://hanok{path}",
             sock=sock,
+            additional_headers=transport.headers,
             compression=None,
             max_size=_LARGEST_FRAME,
             open_timeout=30,
@@ -94,9 +100,12 @@ def _open(client: Client, path: str) -> Iterator[Tunnel]:
         )
     except InvalidStatus as error:
         sock.close()
-        raise error_of(bytes(error.response.body or b""), error.response.status_code) from None
+        answer = error.response
+        raise transport.refusal(bytes(answer.body or b""), answer.status_code) from None
     except (InvalidHandshake, OSError, EOFError) as error:
         sock.close()
-        raise DaemonUnreachable(f"the daemon did not open the stream: {error}") from error
+        raise DaemonUnreachable(
+            f"{transport.peer.name} did not open the stream: {error}"
+        ) from error
     with connection:
-        yield Tunnel(connection)
+        yield Tunnel(connection, transport.peer.name)
