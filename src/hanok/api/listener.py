@@ -34,6 +34,7 @@ STRANGERS = 256  # connections that have not shown a good token; the oldest give
 _SHUTDOWN_LIMIT = 5.0
 _PAUSE = 0.5
 _BACKLOG = 512
+_AROUND = 4  # bytes of a header beside its name and value
 
 
 class Strangers:
@@ -74,7 +75,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._guard = guard
         self._strangers = strangers
         self._head_done = False
-        self._head_size = 0  # bytes received while the head was not whole
+        self._chunk = 0  # bytes that just came
+        self._head_size = 0  # bytes that came while the head was not whole
         self._counted = 0  # bytes of the head that the parser has told of
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -94,15 +96,16 @@ class GuardedProtocol(HttpToolsProtocol):
         """Take what came, as long as the head of the request is not too large."""
         if self.transport.is_closing():
             return
+        self._chunk = len(data)
         if not self._head_done:
-            self._head_size += len(data)
+            self._head_size += self._chunk
         super().data_received(data)
         if not self._head_done and self._head_size > HEAD_SIZE:
             self.transport.abort()
 
     def _expect_head(self) -> None:
         self._head_done = False
-        self._head_size = self._counted = 0
+        self._head_size = self._chunk
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_LIMIT, self.transport.abort)
 
@@ -116,7 +119,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Expect a head within the limits."""
         super().on_message_begin()
-        self._expect_head()
+        self._counted = 0
+        if self._head_done:  # of the request before
+            self._expect_head()
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request's line."""
@@ -125,7 +130,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(value) + _AROUND)
         super().on_header(name, value)
 
     def _count(self, size: int) -> None:
