@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _GUEST = re.compile(r"(?P<vm>[A-Za-z0-9][A-Za-z0-9-]*):(?P<path>.*)", re.S)
 
+_SAME_BY_AGENT = frozenset(
+    {"not-found", "daemon-unreachable", "certificate-changed", "unauthorized", "forbidden"}
+)
+
 
 class GuestPath(NamedTuple):
     """A path in the guest of a VM."""
@@ -57,7 +61,7 @@ def copy(session: Session, source: str, target: str, recursive: bool, by_agent: 
     assert guest is not None  # noqa: S101  one side is, by the check above
     view = None if by_agent else _ssh_view(session, guest.vm)
     if view is not None:
-        status = _by_scp(view, source, target, guest, recursive)
+        status = _by_scp(session, view, source, target, guest, recursive)
     elif recursive:
         raise InvalidInput(
             f"{guest.vm} has no SSH, and its agent copies single files only",
@@ -91,17 +95,19 @@ def _ssh_view(session: Session, vm: str) -> SshView | None:
         return session.client.ssh(vm)
     except HanokError as error:
         # Without such a VM, or without a daemon, the other way fails in the same words.
-        if error.code in ("not-found", "daemon-unreachable"):
+        if error.code in _SAME_BY_AGENT:
             raise
         return None
 
 
-def _by_scp(view: SshView, source: str, target: str, guest: GuestPath, recursive: bool) -> int:
+def _by_scp(
+    session: Session, view: SshView, source: str, target: str, guest: GuestPath, recursive: bool
+) -> int:
     from hanok.cli.ssh import run_openssh
 
     sides = [_scp_side(side, view) for side in (source, target)]
     flags = ["-q", *(["-r"] if recursive else []), "--"]
-    return run_openssh("scp", guest.vm, view, [*flags, *sides])
+    return run_openssh(session, "scp", guest.vm, view, [*flags, *sides])
 
 
 def _scp_side(text: str, view: SshView) -> str:

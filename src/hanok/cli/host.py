@@ -41,16 +41,71 @@ def host() -> None:
     """Show this host, or probe its hypervisors again."""
 
 
-@click.command("show", cls=Example, examples=("hanok host show",))
+@click.command("show", cls=Example, examples=("hanok host show", "hanok host show --all"))
+@click.option("--all", "everywhere", is_flag=True, help="This host and every remote, a line each.")
 @common_options
 @pass_session
-def show(session: Session) -> None:
+def show(session: Session, everywhere: bool) -> None:
     """Show capacity, hypervisors, and what is used, reserved and free."""
+    if everywhere:
+        _show_everywhere(session)
+        return
     found = session.client.host()
     if session.out.as_json:
         session.out.json(found)
     else:
         _print(session, found)
+
+
+def _show_everywhere(session: Session) -> None:
+    from hanok.cli.everywhere import ask_everywhere, error_row, error_view, print_errors
+
+    answers = ask_everywhere(session, lambda client: client.host())
+    if session.out.as_json:
+        session.out.json(
+            [
+                error_view(answer)
+                if answer.value is None
+                else {"remote": answer.remote, **answer.value}
+                for answer in answers
+            ]
+        )
+        return
+    titles = (
+        "REMOTE", "HOST", "HYPERVISOR", "ISOLATION", ">VMS", ">RUN",
+        ">CPUS", ">FREE", ">MEMORY", ">FREE", ">DISK FREE", "HANOK",
+    )  # fmt: skip
+    rows = [
+        error_row(answer, len(titles))
+        if answer.value is None
+        else (Cell(answer.remote, "bold"), *_summary(answer.value))
+        for answer in answers
+    ]
+    session.out.table(titles, rows)
+    print_errors(session.out, answers)
+
+
+def _summary(host: HostView) -> tuple[Cell | str, ...]:
+    free = {room["resource"]: quantity(room["resource"], room["free"]) for room in host["rooms"]}
+    kinds = [
+        one["name"]
+        if one["accelerator"] in ("", one["name"])
+        else f"{one['name']}/{one['accelerator']}"
+        for one in host["hypervisors"]
+    ]
+    return (
+        host["name"],
+        ", ".join(kinds) or "-",
+        host["isolation"],
+        str(host["vms"]),
+        str(host["running"]),
+        str(host["cpus"]),
+        free.get("cpus", "-"),
+        format_size(host["memory"]),
+        free.get("memory", "-"),
+        free.get("disk", "-"),
+        host["version"],
+    )
 
 
 def _print(session: Session, host: HostView) -> None:

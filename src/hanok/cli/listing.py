@@ -17,19 +17,29 @@ _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,8})", re.A)
 _SHORTEST_SPAN = 3
 
 if TYPE_CHECKING:
+    from hanok.client.remotes import Remote
     from hanok.model.views import PortView, VmDetail, VmView
 
 
 @click.command(
     "list",
     cls=Example,
-    examples=("hanok list", "hanok list --wide", "hanok list --json | jq -r '.[].name'"),
+    examples=(
+        "hanok list",
+        "hanok list --wide",
+        "hanok list --all",
+        "hanok list --json | jq -r '.[].name'",
+    ),
 )
 @click.option("-w", "--wide", is_flag=True, help="Also show templates and times to ready.")
+@click.option("--all", "everywhere", is_flag=True, help="Of this host and of every remote.")
 @common_options
 @pass_session
-def list_vms(session: Session, wide: bool) -> None:
-    """List the VMs of this host."""
+def list_vms(session: Session, wide: bool, everywhere: bool) -> None:
+    """List the VMs of this host, or of all hosts."""
+    if everywhere:
+        _list_everywhere(session, wide)
+        return
     vms = session.client.vms()
     if session.out.as_json:
         session.out.json(vms)
@@ -39,9 +49,40 @@ def list_vms(session: Session, wide: bool) -> None:
         print_vms(session.out, vms, wide=wide)
 
 
+def _list_everywhere(session: Session, wide: bool) -> None:
+    from hanok.cli import everywhere
+
+    answers = everywhere.ask_everywhere(session, lambda client: client.vms())
+    if session.out.as_json:
+        views: list[dict[str, object]] = []
+        for answer in answers:
+            views += [{"remote": answer.remote, **vm} for vm in answer.value or ()]
+            views += [everywhere.error_view(answer)] if answer.error is not None else []
+        session.out.json(views)
+        return
+    titles = ("REMOTE", *_titles(wide))
+    rows: list[tuple[Cell | str, ...]] = []
+    for answer in answers:
+        name = Cell(answer.remote, "bold")
+        rows += [(name, *_row(vm, wide)) for vm in answer.value or ()]
+        if answer.error is not None:
+            rows.append(everywhere.error_row(answer, len(titles)))
+        elif not answer.value:
+            rows.append((name, "-", Cell("no VMs", "dim"), *("-",) * (len(titles) - 3)))
+    session.out.table(titles, rows)
+    for answer in answers:
+        _print_failed(session.out, answer.value or ())
+    everywhere.print_errors(session.out, answers)
+
+
 def print_vms(out: Output, vms: Sequence[VmView], *, wide: bool = False) -> None:
     """Print a table of ``vms`` and why those that failed did; more columns when ``wide``."""
-    titles: tuple[str, ...] = (
+    out.table(_titles(wide), [_row(vm, wide) for vm in vms])
+    _print_failed(out, vms)
+
+
+def _titles(wide: bool) -> tuple[str, ...]:
+    titles = (
         "NAME",
         "STATE",
         "IMAGE",
@@ -52,19 +93,18 @@ def print_vms(out: Output, vms: Sequence[VmView], *, wide: bool = False) -> None
         "ADDRESS",
         "PORTS",
     )
-    rows = [_row(vm) for vm in vms]
-    if wide:
-        titles = (*titles, ">READY", "TEMPLATE")
-        rows = [(*row, *_more(vm)) for row, vm in zip(rows, vms, strict=True)]
-    out.table(titles, rows)
+    return (*titles, ">READY", "TEMPLATE") if wide else titles
+
+
+def _print_failed(out: Output, vms: Sequence[VmView]) -> None:
     for vm in vms:
         if vm["state"] == "failed" and vm["reason"]:
             out.line()
             out.pairs([(f"{vm['name']} failed:", vm["reason"])])
 
 
-def _row(vm: VmView) -> tuple[Cell | str, ...]:
-    return (
+def _row(vm: VmView, wide: bool) -> tuple[Cell | str, ...]:
+    row = (
         vm["name"],
         state_cell(vm["state"]),
         vm["image"],
@@ -75,6 +115,7 @@ def _row(vm: VmView) -> tuple[Cell | str, ...]:
         ", ".join(vm["addresses"]) or "-",
         ports_of(vm["ports"]) or "-",
     )
+    return (*row, *_more(vm)) if wide else row
 
 
 def _more(vm: VmView) -> tuple[str, ...]:
@@ -99,6 +140,32 @@ def ports_of(ports: Sequence[PortView]) -> str:
         + f"{port['host_port']}:{port['guest_port']}"
         for port in ports
     )
+
+
+def ports_there(ports: Sequence[PortView], remote: Remote | None) -> str | None:
+    """Return published ports with where they are reached: on a remote that is not here."""
+    if remote is None or not ports:
+        return ports_of(ports) or None
+    lines = []
+    for port in ports:
+        numbers = f"{port['host_port']}:{port['guest_port']}"
+        if is_loopback(port["address"]):
+            lines.append(f"{numbers}, only on {remote.name} itself, at {port['address']} there")
+        else:
+            lines.append(f"{numbers}, at {reached_at(port['address'], remote)}:{port['host_port']}")
+    return "\n".join(lines)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether a port published at ``address`` is reached on its own host alone."""
+    return address.startswith("127.") or address == "::1"
+
+
+def reached_at(address: str, remote: Remote | None) -> str:
+    """Return the address at which a port published at ``address`` is reached from here."""
+    if address in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
+        address = "127.0.0.1" if remote is None else remote.host
+    return f"[{address}]" if ":" in address else address
 
 
 def seconds(value: float | None) -> str | None:
@@ -161,15 +228,16 @@ def show(session: Session, name: str) -> None:
     if session.out.as_json:
         session.out.json(vm)
     else:
-        print_vm(session.out, vm)
+        print_vm(session.out, vm, session.remote)
 
 
-def print_vm(out: Output, vm: VmDetail) -> None:
-    """Print all of one VM."""
+def print_vm(out: Output, vm: VmDetail, remote: Remote | None = None) -> None:
+    """Print all of one VM, which is on ``remote`` or else here."""
     overhead = f"{format_size(vm['memory'])} (and {format_size(vm['overhead'])} overhead)"
     out.pairs(
         [
             ("name", Cell(vm["name"], "bold")),
+            ("remote", None if remote is None else f"{remote.name} ({remote.url})"),
             ("state", state_cell(vm["state"])),
             ("reason", vm["reason"]),
             ("wanted", vm["wanted"]),
@@ -184,7 +252,7 @@ def print_vm(out: Output, vm: VmDetail) -> None:
             ("memory", overhead),
             ("disk", format_size(vm["disk"])),
             ("networks", "\n".join(_nics(vm)) or None),
-            ("ports", ports_of(vm["ports"]) or None),
+            ("ports", ports_there(vm["ports"], remote)),
             ("ready check", _ready(vm)),
             ("last start", vm["boot"]),
             ("ready after", seconds(vm["ready_seconds"])),

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from hanok.cli.base import Example, Session, common_options, pass_session
-from hanok.cli.listing import hypervisor_of, ports_of, seconds
+from hanok.cli.listing import (
+    hypervisor_of,
+    is_loopback,
+    ports_of,
+    ports_there,
+    reached_at,
+    seconds,
+)
 from hanok.cli.output import Cell
 from hanok.cli.progress import follow
 from hanok.cli.stackfile import StackFile, read_stack_file
@@ -17,6 +24,7 @@ from hanok.errors import HanokError
 from hanok.units import format_size
 
 if TYPE_CHECKING:
+    from hanok.client.remotes import Remote
     from hanok.model.views import PortView, StackView, VmView
 
 DEFAULT_FILE = "hanok.yaml"
@@ -86,14 +94,30 @@ def _print_stack(session: Session, stack: StackView, file: StackFile) -> None:
     made = len(stack["created"])
     changed = f"{made} new" if made else "nothing to change"
     session.out.line(f"{stack['name']} is up: {count} VM{'s' * (count != 1)}, {changed}. Try:")
-    for command in what_to_try(stack["vms"], session.program, file.path):
+    for command in what_to_try(stack["vms"], session.program, file.path, session.remote):
         session.out.line(f"  {command}")
+    if session.remote is not None:
+        _tell_ports(session, stack["vms"], session.remote)
 
 
-def what_to_try(vms: Sequence[VmView], program: str, file: Path) -> list[str]:
-    """Return commands that show a newcomer what now runs."""
+def _tell_ports(session: Session, vms: Sequence[VmView], remote: Remote) -> None:
+    """Say where published ports are: not on this machine."""
+    ports = [(vm["name"], ports_there(vm["ports"], remote)) for vm in vms]
+    if any(where for _, where in ports):
+        session.out.line()
+        session.out.line(f"Ports are published on {remote.name}, not here:")
+        session.out.pairs([(f"  {name}", where) for name, where in ports])
+
+
+def what_to_try(
+    vms: Sequence[VmView], program: str, file: Path, remote: Remote | None = None
+) -> list[str]:
+    """Return commands that show a newcomer what now runs, on ``remote`` or else here."""
     commands = [
-        command for vm in vms for port in vm["ports"] if (command := _reach(port)) is not None
+        command
+        for vm in vms
+        for port in vm["ports"]
+        if (command := _reach(port, remote)) is not None
     ]
     if vms:
         commands.append(f"{program} exec {vms[0]['name']} -- uname -a")
@@ -102,14 +126,19 @@ def what_to_try(vms: Sequence[VmView], program: str, file: Path) -> list[str]:
     return commands
 
 
-def _reach(port: PortView) -> str | None:
-    """Return a command that talks to a published port; None for one that is not spoken here."""
-    address = "127.0.0.1" if port["address"] == "0.0.0.0" else port["address"]  # noqa: S104
+def _reach(port: PortView, remote: Remote | None) -> str | None:
+    """Return a command that talks to a published port; None for one that is not spoken here.
+
+    Nor can one be that is published on a remote for that host alone.
+    """
+    if remote is not None and is_loopback(port["address"]):
+        return None
+    address = reached_at(port["address"], remote)
     if port["guest_port"] in _WEB_PORTS:
         return f"curl http://{address}:{port['host_port']}/"
     if port["guest_port"] == 22:
         return None  # hanok ssh is easier
-    return f"nc {address} {port['host_port']}"
+    return f"nc {address.strip('[]')} {port['host_port']}"
 
 
 @click.command("down", cls=Example, examples=("hanok down", "hanok down --name shop"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 
@@ -35,8 +34,10 @@ _WHERE = {
     help="Answer over the network as well, by TLS and to tokens only (also: HANOK_LISTEN).",
 )
 @common_options
-def serve(listen: str | None) -> None:
+@pass_session
+def serve(session: Session, listen: str | None) -> None:
     """Run the daemon in the foreground, until Ctrl-C. VMs go on when it ends."""
+    session.require_local("hanok serve")
     argv = daemon_argv("--foreground")
     if listen is not None:
         argv.append(f"--listen={listen}")
@@ -52,18 +53,24 @@ def serve(listen: str | None) -> None:
 @pass_session
 def version(session: Session) -> None:
     """Print the versions of this command and of the daemon, if one runs."""
-    daemon = None
-    with contextlib.suppress(DaemonUnreachable):  # none runs, and this is no reason to start one
+    daemon, remote = None, session.remote
+    try:
         daemon = session.passive_client().version()
+    except DaemonUnreachable:  # here none runs, and this is no reason to start one
+        if remote is not None:
+            raise
     if session.out.as_json:
-        session.out.json({"name": "hanok", "version": __version__, "daemon": daemon})
+        where = {} if remote is None else {"remote": remote.name}
+        session.out.json({"name": "hanok", "version": __version__, "daemon": daemon, **where})
         return
     session.out.line(f"hanok {__version__}")
+    if remote is not None:
+        session.out.line(f"remote {remote.name} at {remote.url}")
     if daemon is None:
         session.out.line("no daemon runs")
         return
     session.out.line(f"daemon {daemon['version']}, pid {daemon['pid']}, data in {daemon['home']}")
-    if daemon["version"] != __version__:
+    if daemon["version"] != __version__ and remote is None:
         session.out.note(
             "The daemon is of another version: stop it, and the next command starts it."
         )
@@ -77,6 +84,7 @@ def version(session: Session) -> None:
 @pass_session
 def completion(session: Session, shell: str) -> None:
     """Print what makes SHELL complete commands, options and names."""
+    session.require_local("hanok completion")
     from click.shell_completion import get_completion_class
 
     from hanok.cli.main import cli

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         VmView,
     )
 
-_RECONNECTS = 6
-_RECONNECT_PAUSE = 0.1
+_RECONNECTS = 5
+_RECONNECT_PAUSE = 0.2
 
 
 class Client:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 from hanok.client.client import Client
-from hanok.errors import DaemonUnreachable, GuestError
+from hanok.errors import DaemonUnreachable, GuestError, Unauthorized
 
 if TYPE_CHECKING:
     import socket
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 _CLOSED_WELL = (1000, 1001)
+_POLICY_VIOLATION = 1008
 _LARGEST_FRAME = 16 * 1024 * 1024
 
 
@@ -39,7 +40,8 @@ class Tunnel:
         """Return the next bytes, or None at the end of the stream.
 
         Raises TimeoutError after ``timeout`` seconds without any, GuestError when the stream
-        broke, DaemonUnreachable when the daemon went away.
+        broke, DaemonUnreachable when the daemon went away, Unauthorized when it ended the stream
+        together with the token.
         """
         from websockets.exceptions import ConnectionClosed
 
@@ -49,6 +51,8 @@ class Tunnel:
             if error.rcvd is None and not self._closed_here(error):
                 raise DaemonUnreachable(f"the connection to {self._peer} broke") from None
             if error.rcvd is not None and error.rcvd.code not in _CLOSED_WELL:
+                if error.rcvd.code == _POLICY_VIOLATION:
+                    raise Unauthorized(error.rcvd.reason or "the token is no longer good") from None
                 raise GuestError(error.rcvd.reason or "the stream to the guest broke") from None
             return None
         return data.encode() if isinstance(data, str) else data
