@@ -13,9 +13,19 @@ import pytest
 from hanok.errors import Conflict, HostError
 from hanok.model.network import NetworkRecord
 from hanok.model.operation import Operation, OperationState
+from hanok.model.token import Role, TokenRecord
 from hanok.model.vm import Mode, VmRecord, VmSpec, Wanted
 from hanok.services.events import make_event
-from hanok.store.base import AddEvent, DeleteVm, PutNetwork, PutOperation, PutVm
+from hanok.store.base import (
+    AddEvent,
+    AddToken,
+    DeleteToken,
+    DeleteVm,
+    PutNetwork,
+    PutOperation,
+    PutVm,
+    TouchToken,
+)
 from hanok.store.sqlite import SqliteStore
 
 
@@ -78,6 +88,36 @@ async def test_finished_operations_are_not_unfinished(tmp_path: Path) -> None:
     await store.commit(PutOperation(done))
     assert await store.operations(unfinished=True) == []
     assert await store.operations() == [done]
+    await store.close()
+
+
+def token(name: str, ident: str) -> TokenRecord:
+    return TokenRecord(id=ident, name=name, role=Role.VIEWER, digest="d" * 64, created=1.0)
+
+
+async def test_tokens(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "s.db")
+    await store.commit(AddToken(token("b", "1")), AddToken(token("a", "2")))
+    with pytest.raises(Conflict, match="a token named a exists already"):
+        await store.commit(AddToken(token("a", "3")))
+    await store.commit(TouchToken("1", 5.0), DeleteToken("2"), TouchToken("2", 6.0))
+    await store.close()
+    store = await opened(tmp_path / "s.db")
+    assert await store.tokens() == [token("b", "1").model_copy(update={"used": 5.0})]
+    await store.close()
+
+
+async def test_a_database_of_before_there_were_tokens(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "s.db")
+    await store.commit(PutVm(record("a")))
+    await store.close()
+    with sqlite3.connect(tmp_path / "s.db") as connection:
+        connection.execute("DROP TABLE tokens")
+        connection.execute("PRAGMA user_version=2")
+    connection.close()
+    store = await opened(tmp_path / "s.db")
+    assert await store.vms() == [record("a")]
+    assert await store.tokens() == []
     await store.close()
 
 
