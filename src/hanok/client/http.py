@@ -23,7 +23,8 @@ import httptools
 from hanok.errors import DaemonUnreachable, HanokError, TimedOut, all_error_types
 
 _CHUNK = 65536
-_EXPECT, _CONTINUE = b"Expect: 100-continue", 100
+_EXPECT = b"Expect: 100-continue"
+_CONTINUE, _NO_CONTENT = 100, 204
 _SMALL = 64 * 1024 * 1024  # no JSON answer of the API is anywhere near
 # uvicorn ends a connection on which nothing came for 5 s; one that is nearly as old is not used.
 _KEEP_SECONDS = 2.0
@@ -101,8 +102,11 @@ class Response:
     @property
     def can_go_on(self) -> bool:
         """Whether the body has been read whole and the connection takes another request."""
-        done = self._collector.complete and not self._collector.body
-        return done and self.request_was_whole and bool(self._parser.should_keep_alive())
+        whole = self._collector.complete and not self._collector.body and self.request_was_whole
+        # The parser itself forgets with the end of a message whether its length was told.
+        told = self._has_length() or self.status == _NO_CONTENT
+        ends = "close" in self.headers.get("connection", "").lower()
+        return whole and told and not ends and self._parser.get_http_version() == "1.1"
 
     def _feed(self) -> bool:
         """Read once from the socket; return False at its end."""

@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 
 from hanok.client.client import Client
 from hanok.client.http import Peer, Transport
-from hanok.errors import Conflict, HanokError, HostError, InvalidInput, NotFound
+from hanok.errors import (
+    Conflict,
+    Forbidden,
+    HanokError,
+    HostError,
+    InvalidInput,
+    NotFound,
+    Unauthorized,
+)
 
 if TYPE_CHECKING:
     from hanok.client.tls import Address
@@ -235,13 +243,17 @@ def open_remote(remote: Remote, *, connect_limit: float | None = None) -> Client
 def _explain(remote: Remote, error: HanokError) -> HanokError:
     """Say of a refusal which remote refused and what can be done here."""
     again = f"hanok remote add {remote.name} {remote.url} --replace"
-    if error.code == "unauthorized":
-        error.message = f"remote {remote.name} does not take the token that is kept for it: it"
-        error.message += " was revoked, has expired by the clock there, or is not of that host"
-        error.hint = f"have one made there (hanok token create NAME), then here: {again}"
-    elif error.code == "forbidden":
-        error.message = f"remote {remote.name}: {error.message}"
-        error.hint = f"{error.hint or 'a token with a larger role does'}; then here: {again}"
+    if isinstance(error, Unauthorized):
+        return Unauthorized(
+            f"remote {remote.name} does not take the token that is kept for it: it was revoked, has"
+            " expired by the clock there, or is not of that host",
+            hint=f"have one made there (hanok token create NAME), then here: {again}",
+        )
+    if isinstance(error, Forbidden):
+        return Forbidden(
+            f"remote {remote.name}: {error.message}",
+            hint=f"{error.hint or 'a token with a larger role may'}; then here: {again}",
+        )
     return error
 
 
