@@ -23,6 +23,7 @@ import uvicorn
 from hanok import __version__
 from hanok.api.app import Activity, access_of, create_app
 from hanok.api.auth import Guard
+from hanok.api.entrance import make_tls_server, renew
 from hanok.api.listener import TlsServer, bind
 from hanok.config import Listen, Settings, load_settings
 from hanok.errors import Conflict, HanokError, HostError, InvalidInput
@@ -141,19 +142,19 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Let SIGTERM and SIGINT end the serving, so that what follows it cleans up."""
         loop = asyncio.get_running_loop()
-
-        def end(number: int) -> None:
-            for server in (self, self.beside):
-                if server is not None:
-                    server.handle_exit(number, None)
-
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, end, number)
+            loop.add_signal_handler(number, self.end, number)
         try:
             yield
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """End the serving, on TCP as well."""
+        for server in (self, self.beside):
+            if server is not None:
+                server.handle_exit(number, None)
 
 
 async def serve(settings: Settings) -> None:
@@ -165,10 +166,10 @@ async def serve(settings: Settings) -> None:
         server = Server(_config(activity))
         async with contextlib.AsyncExitStack() as stack:
             if settings.listen is not None:
+                door = stack.enter_context(listen_tcp(settings.listen))
                 guard = Guard(activity, services.tokens, access_of(app))
-                door = listen_tcp(settings.listen)
-                stack.callback(door.close)
                 server.beside = await make_tls_server(services, guard, door)
+            stack.enter_context(heeding_hangup(services, server))
             await services.recovery.run()
             if server.beside is not None:
                 await stack.enter_async_context(served_beside(server.beside, door))
@@ -203,33 +204,29 @@ async def serve_socket(
         settings.socket.unlink(missing_ok=True)
 
 
-async def make_tls_server(services: Services, guard: Guard, door: socket.socket) -> TlsServer:
-    """Return the server for ``door``; SIGHUP makes it read its certificate and tokens again."""
-    entrance = services.entrance
-    await services.tokens.load()
-    server = TlsServer(guard, await asyncio.to_thread(entrance.context))
-    host, port, *_ = door.getsockname()
-    entrance.address = str(Listen(host, port))
-    _log.info("it answers at %s as well; certificate %s", entrance.address, entrance.fingerprint)
+@contextlib.contextmanager
+def heeding_hangup(services: Services, server: Server) -> Iterator[None]:
+    """Let SIGHUP renew what is shown and known over the network, during the block.
 
-    async def renew() -> None:
-        try:
-            server.renew(await asyncio.to_thread(entrance.context))
-            await services.tokens.load()
-        except HanokError as error:
-            _log.error("SIGHUP: all stays as it was: %s", error.message)
-        else:
-            _log.info("SIGHUP: the certificate is now %s", entrance.fingerprint)
-
+    When the terminal of a daemon in the foreground is gone, the daemon ends as it ever did.
+    """
+    had_terminal = os.isatty(0)
     running: set[asyncio.Task[None]] = set()
 
-    def begin() -> None:
-        task = asyncio.create_task(renew())
+    def heed() -> None:
+        if had_terminal and not os.isatty(0):
+            server.end()
+            return
+        task = asyncio.create_task(renew(services, server.beside))
         running.add(task)
         task.add_done_callback(running.discard)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
-    return server
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, heed)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 @contextlib.asynccontextmanager

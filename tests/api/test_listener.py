@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pty
 import signal
 import socket
 import sqlite3
 import ssl
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,11 +194,11 @@ def test_sighup_takes_a_certificate_of_ones_own(new_host: Host) -> None:
     keys, old = new_host.daemon.home / "keys", new_host.wire
     (keys / "tls.crt").write_text("nothing of use")
     hang_up(new_host)
-    assert "all stays as it was" in new_host.daemon.log()
+    assert "what cannot be read stays as it was" in new_host.daemon.log()
     assert new_host.wire == old
     with new_host.wire.open():
         pass
-    key, certificate = make_certificate("a name that is not one ...")
+    key, certificate = make_certificate()
     (keys / "tls.key").write_bytes(key)
     hang_up(new_host)  # half of it is there: no pair
     assert new_host.wire == old
@@ -218,6 +221,32 @@ def test_sighup_forgets_tokens_that_are_no_longer_kept(new_host: Host) -> None:
         read_to_end(tls)
     assert new_host.wire.ask("GET", "/v1/version", bearer(token)).status == 401
     assert new_host.wire.ask("GET", "/v1/version", bearer(other)).status == 200
+
+
+def test_a_daemon_in_a_terminal_ends_with_it(short_tmp: Path) -> None:
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "hanok.app", "--foreground", "--listen", "127.0.0.1:0"],
+        env={**os.environ, "HANOK_HOME": str(short_tmp), "HANOK_HYPERVISOR": "fake"},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        os.close(its)
+        wait_until((short_tmp / "hanokd.sock").exists, 40, "the daemon answers")
+        process.send_signal(signal.SIGHUP)
+        said = b""
+        while b"SIGHUP: tokens are read again" not in said:
+            said += os.read(ours, 4096)
+        os.close(ours)
+        assert process.wait(patient(30)) == 0
+        assert not (short_tmp / "hanokd.sock").exists()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
@@ -264,6 +293,8 @@ def test_without_an_address_it_does_not_listen(images: Path) -> None:
         told = daemon.client.host()
         assert (told["listen"], told["fingerprint"]) == (None, None)
         assert not (daemon.home / "keys").exists()
+        hang_up(Host(daemon))
+        assert daemon.client.version()["pid"]
 
 
 @pytest.mark.parametrize(

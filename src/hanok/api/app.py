@@ -62,7 +62,14 @@ _ROUTERS = (
 async def openapi(request: Request) -> dict[str, Any]:
     """Return this document; beside the routes it tells of the WebSockets, and of every role."""
     app = request.app
-    return {**app.openapi(), WEBSOCKETS_KEY: app.state.access.websockets()}
+    told = app.openapi()
+    schemes = {"token": {"type": "http", "scheme": "bearer"}}
+    return {
+        **told,
+        "components": {**told["components"], "securitySchemes": schemes},
+        "security": [{"token": []}, {}],  # none on the unix socket
+        WEBSOCKETS_KEY: app.state.access.websockets(),
+    }
 
 
 def access_of(app: FastAPI) -> Access:

@@ -34,6 +34,13 @@ STRANGERS = 256  # connections that have not shown a good token; the oldest give
 _SHUTDOWN_LIMIT = 5.0
 _PAUSE = 0.5
 _BACKLOG = 512
+# A connection on which nothing comes is asked after a minute whether its other end is still there.
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
 _AROUND = 4  # bytes of a header beside its name and value
 
 
@@ -228,7 +235,8 @@ class TlsServer(uvicorn.Server):
 
     async def _greet(self, connection: socket.socket) -> None:
         try:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for level, option, value in _KEEPALIVE:
+                connection.setsockopt(level, option, value)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: GuardedProtocol(
                     self.config, self.server_state, self._guard, self._strangers

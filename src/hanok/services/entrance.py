@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import os
-import platform
 import ssl
 from pathlib import Path
 
@@ -64,7 +62,7 @@ class Entrance:
     def _make(self) -> None:
         """Write a new key and a certificate for it; one that is cut off here is made again."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        key, certificate = make_certificate(platform.node())
+        key, certificate = make_certificate()
         self.certificate.unlink(missing_ok=True)
         _write(self.key, key, 0o600)
         _write(self.certificate, certificate, 0o644)
@@ -77,10 +75,10 @@ def fingerprint_of(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
 
 
-def make_certificate(host: str) -> tuple[bytes, bytes]:
+def make_certificate() -> tuple[bytes, bytes]:
     """Return a new private key (EC P-256) and a certificate signed by itself, both PEM.
 
-    Who is who is settled by the fingerprint: names and dates are for people who look at it.
+    Who is who is settled by the fingerprint. It names no host: it is shown to everyone.
     """
     # Imported here: a daemon that does not listen, or has a certificate, has no use for it.
     from cryptography import x509
@@ -90,9 +88,7 @@ def make_certificate(host: str) -> tuple[bytes, bytes]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hanok")])
-    names = [x509.DNSName("localhost")]
-    with contextlib.suppress(ValueError):  # a host's name may be anything
-        names.append(x509.DNSName(host))
+    names = x509.SubjectAlternativeName([x509.DNSName("hanok")])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -102,7 +98,7 @@ def make_certificate(host: str) -> tuple[bytes, bytes]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=366 * _YEARS))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
