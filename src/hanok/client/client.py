@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         VmView,
     )
 
-_RECONNECTS = 5
 _RECONNECT_PAUSE = 0.2
 
 
@@ -237,8 +236,8 @@ class Client:
         finishes or undoes what it was at. Raises DaemonUnreachable when that does not help.
         """
         path = f"/v1/operations/{_segment(ident)}/follow"
-        attempts = 0
-        while attempts <= _RECONNECTS:
+        attempts, most = 0, self._transport.peer.reconnects
+        while attempts <= most:
             try:
                 with self._transport.request("GET", path, timeout=None) as response:
                     for line in response.lines():
@@ -250,7 +249,7 @@ class Client:
                         if operation["state"] in FINAL_STATES:
                             return
             except DaemonUnreachable:
-                if attempts == _RECONNECTS:
+                if attempts == most:
                     raise
             if attempts:  # one that starts again on another host takes its time
                 time.sleep(min(_RECONNECT_PAUSE * 2**attempts, 2))

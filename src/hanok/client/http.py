@@ -44,12 +44,14 @@ def _as_it_is(error: HanokError) -> HanokError:
 class Peer:
     """Who is at the other end, for the words of errors.
 
-    ``explain`` may add to an error that the daemon answered with.
+    ``explain`` may add to an error that the daemon answered with. ``reconnects``: how often the
+    following of an operation is taken up again when its connection breaks.
     """
 
     name: str = "the daemon"
     log_hint: str = "its log tells why: hanokd.log in the data directory"
     explain: Callable[[HanokError], HanokError] = _as_it_is
+    reconnects: int = 5
 
 
 class _Collector:

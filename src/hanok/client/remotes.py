@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 PORT = 7443
+_RECONNECTS = 15  # with their pauses half a minute: nobody here starts the daemon there
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.A)
 _TOKEN = re.compile(r"hanok_[A-Za-z0-9_-]{43}", re.A)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.A)
@@ -229,6 +230,7 @@ def open_remote(remote: Remote, *, connect_limit: float | None = None) -> Client
         name=address.label,
         log_hint="its log there tells why: hanokd.log in its data directory, or its journal",
         explain=lambda error: _explain(remote, error),
+        reconnects=_RECONNECTS,
     )
     return Client(
         Transport(
