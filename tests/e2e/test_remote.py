@@ -1,0 +1,153 @@
+"""Real guests of another host: everything by its TCP port, with a token, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hanok.client.remotes import Remote, RemoteBook
+from hanok.model.image import Image
+from tests.daemon.harness import Daemon, new_daemon
+from tests.e2e.conftest import Cli
+from tests.machine import patient
+
+pytestmark = pytest.mark.vm
+
+SHAPE = ("--memory", "128M", "--disk", "1G")
+
+
+@dataclass
+class Away(Cli):
+    """The command of someone who has a token for the daemon, and no daemon of his own."""
+
+    home: Path
+
+    def environ(self) -> dict[str, str]:
+        """The environment of the command."""
+        own = {"HANOK_HOME": str(self.home), "HANOK_CONFIG": str(self.home / "config")}
+        return {**os.environ, **own, "HANOK_REMOTE": "lab", "NO_COLOR": "1"}
+
+    def __call__(
+        self, *arguments: str, input: bytes | None = None, limit: float = 300
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the command and return what it gave."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "hanok.cli", *arguments],
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            env=self.environ(),
+            timeout=patient(limit),
+        )
+        assert not (self.home / "hanokd.sock").exists()
+        return done
+
+
+@pytest.fixture(scope="module")
+def daemon(micro_image: tuple[Image, Path]) -> Iterator[Daemon]:
+    """A daemon on QEMU that listens at a port of this machine."""
+    _, folder = micro_image
+    with new_daemon("qemu", folder.parent, HANOK_LISTEN="127.0.0.1:0") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def hanok(daemon: Daemon) -> Iterator[Away]:
+    """The command, with the daemon as its remote ``lab``."""
+    told = daemon.client.host()
+    wanted = {"name": "away", "role": "operator", "expires_in": None}
+    token = daemon.client.create_token(wanted)["token"]
+    assert told["fingerprint"]
+    with tempfile.TemporaryDirectory(prefix="hk-", dir="/tmp") as home:
+        remote = Remote("lab", f"https://{told['listen']}", told["fingerprint"], token)
+        RemoteBook(Path(home, "config")).put(remote)
+        yield Away(daemon, Path(home))
+    daemon.client.revoke_token("away")
+
+
+def test_a_micro_guest_through_a_remote(hanok: Away, tmp_path: Path) -> None:
+    """Run, exec, files both ways, console, logs, events, ports, clone, stop, delete."""
+    made = hanok.json("run", "micro", "--name", "web", *SHAPE, "--publish", "18290:80")
+    assert made["state"] == "ready"
+    done = hanok("exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
+    assert hanok("exec", "web", "--", "cat", input=b"typed\n").stdout == b"typed\n"
+
+    sent, back = tmp_path / "sent", tmp_path / "back"
+    sent.write_bytes(os.urandom(700_000))
+    hanok.ok("cp", str(sent), "web:/root/file")
+    hanok.ok("cp", "web:/root/file", str(back))
+    assert back.read_bytes() == sent.read_bytes()
+
+    serve = "mkdir -p /srv; hostname > /srv/index.html; httpd -p 80 -h /srv"
+    hanok.ok("exec", "web", "--", "sh", "-c", serve)
+    with urllib.request.urlopen("http://127.0.0.1:18290/", timeout=patient(20)) as answer:
+        assert answer.read() == b"web\n"
+    request = b"GET / HTTP/1.0\r\n\r\n"
+    assert hanok("proxy", "web", "80", input=request).stdout.endswith(b"\r\n\r\nweb\n")
+    assert "18290:80, only on lab itself" in hanok.ok("show", "web")
+
+    use_console(hanok)
+    assert "42-answer" in hanok.ok("logs", "web")
+
+    hanok.ok("template", "create", "base", "--from", "web")
+    hanok.ok("clone", "base", "--name", "again")
+    assert hanok.ok("exec", "again", "--", "hostname") == "again\n"
+    hanok.ok("stop", "again")
+    names = {line.split()[4] for line in hanok.ok("events").splitlines() if "vm web" in line}
+    assert {"created", "ready"} <= names
+    hanok.ok("delete", "--force", "web", "again")
+    hanok.ok("template", "delete", "base")
+    assert hanok.json("list") == []
+
+
+def use_console(hanok: Away) -> None:
+    """Type at the console until the guest has answered."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "hanok.cli", "console", "web"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=hanok.environ(),
+    ) as console:
+        assert console.stdin is not None
+        assert console.stdout is not None
+        console.stdin.write(b"\necho $((6*7))-answer\n")
+        console.stdin.flush()
+        seen = b""
+        while b"42-answer" not in seen:
+            chunk = os.read(console.stdout.fileno(), 4096)
+            assert chunk, seen
+            seen += chunk
+        console.stdin.close()
+        console.wait(patient(20))
+
+
+def test_ssh_and_scp_to_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:
+    """The guest learns this user's key; the key of its host stays there."""
+    hanok.ok("run", "debian:12", "--name", "deb", "--memory", "384M", limit=900)
+    assert hanok.ok("ssh", "deb", "--", "id", "-un") == "debian\n"
+    own = hanok.home / "config" / "ssh" / "id_ed25519"
+    assert own.exists()
+    theirs = (hanok.daemon.home / "ssh" / "id_ed25519").read_text()
+    assert own.read_text() != theirs
+    # Once more goes without asking the agent, and the key is there once.
+    assert hanok.ok("ssh", "deb", "cat .ssh/authorized_keys").count("ssh-ed25519") == 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(os.urandom(300_000))
+    hanok.ok("cp", "-r", str(folder), "deb:/home/debian/")
+    hanok.ok("cp", "deb:/home/debian/folder/file", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == (folder / "file").read_bytes()
+    # A guest that has forgotten the key gets it again at the second try.
+    hanok.ok("exec", "deb", "--", "sh", "-c", "rm /home/debian/.ssh/authorized_keys")
+    assert hanok("ssh", "deb", "true").returncode == 255
+    assert hanok("ssh", "deb", "true").returncode == 0
+    hanok.ok("delete", "--force", "deb")
