@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from hanok.errors import Conflict, InvalidInput, NotFound
+from hanok.model.token import TokenRequest
+from hanok.services.entrance import Entrance
+from hanok.services.events import EventLog
+from hanok.services.tokens import TokenService
+from hanok.store.sqlite import SqliteStore
 from tests.api.conftest import Host
 from tests.api.wire import HANDSHAKE, bearer, head, read_to_end
 from tests.daemon.harness import wait_until
@@ -109,6 +114,61 @@ def test_a_token_outlives_the_daemon(new_host: Host) -> None:
     assert is_good(new_host, token)
     assert new_host.wire.fingerprint == fingerprint
     assert new_host.daemon.client.tokens()[0]["used"] == pytest.approx(used, abs=60)
+
+
+async def test_its_use_is_noted_once_a_minute(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s.db")
+    await store.open()
+    service = TokenService(store, EventLog(store))
+    token, _ = await service.create(TokenRequest(name="one"))
+    record = service.find(token)
+    assert record is not None
+    service.touch(record)
+    await service.close()
+    (kept,) = await store.tokens()
+    assert kept.used is not None
+    service.touch(record)
+    await service.close()
+    assert await store.tokens() == [kept]
+    await service.load()
+    assert await service.list() == [{**record.model_dump(exclude={"digest"}), "used": kept.used}]
+    await store.close()
+
+
+async def test_a_use_that_cannot_be_noted_keeps_nobody_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqliteStore(tmp_path / "s.db")
+    await store.open()
+    service = TokenService(store, EventLog(store))
+    token, _ = await service.create(TokenRequest(name="one"))
+    record = service.find(token)
+    assert record is not None
+    with sqlite3.connect(tmp_path / "s.db") as other:
+        other.execute("DROP TABLE tokens")
+    service.touch(record)
+    await service.close()
+    assert "is not noted" in caplog.text
+    assert token not in caplog.text
+    assert service.find(token) == record
+    await store.close()
+
+
+def test_a_certificate_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    Entrance(keys).context()
+    old = (keys / "tls.key").read_bytes()
+    (keys / "tls.crt").unlink()
+    (keys / "tls.crt.new").write_text("cut off")
+    (keys / "tls.key.new").write_text("cut off")
+    entrance = Entrance(keys)
+    entrance.context()
+    assert entrance.fingerprint is not None
+    assert (keys / "tls.key").read_bytes() != old
+    assert {path.name for path in keys.iterdir()} == {"tls.key", "tls.crt"}
+    again = Entrance(keys)
+    again.context()
+    assert again.fingerprint == entrance.fingerprint
 
 
 def kept_use(host: Host) -> float | None:

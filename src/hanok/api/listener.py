@@ -237,6 +237,11 @@ class TlsServer(uvicorn.Server):
         try:
             for level, option, value in _KEEPALIVE:
                 connection.setsockopt(level, option, value)
+        except OSError:  # it went away
+            connection.close()
+            return
+        # From here on the socket is asyncio's, which closes it when the handshake fails.
+        with contextlib.suppress(OSError):  # ssl's errors and time limits are among them
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: GuardedProtocol(
                     self.config, self.server_state, self._guard, self._strangers
@@ -246,11 +251,6 @@ class TlsServer(uvicorn.Server):
                 ssl_handshake_timeout=HANDSHAKE_LIMIT,
                 ssl_shutdown_timeout=_SHUTDOWN_LIMIT,
             )
-        except OSError:  # ssl's errors and time limits are among them
-            connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:
