@@ -24,6 +24,7 @@ from bench.hanok import Hanok, own_hanok
 from bench.machine import resident
 from bench.plain import Guest, seconds_to_ready
 from bench.plot import plot_clones
+from bench.remote import measure_remote
 from bench.report import Figure, Report
 
 _ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     names = [*_GROUPS]
     parser.add_argument("groups", nargs="*", choices=[*names, []], help="default: all")
-    parser.add_argument("--rounds", type=int, default=7, help="boots of micro, each way")
+    parser.add_argument("--rounds", type=int, default=7, help="boots, or commands, each way")
     _add_clone_options(parser)
     options = parser.parse_args()
     console, report = Console(stderr=True), Report()
@@ -164,12 +165,17 @@ class Bench:
         """Templates and clones, with settings of their own: see bench/clones.py."""
         measure_clones(self.report, self.console, self.clone_options)
 
+    def remote(self) -> None:
+        """What a remote adds to each command: see bench/remote.py."""
+        measure_remote(self.report, self.console, self.rounds)
+
 
 _GROUPS: dict[str, Callable[[Bench], None]] = {
     "three-servers": Bench.three_servers,
     "micro": Bench.micro,
     "list": Bench.listing,
     "clones": Bench.clones,
+    "remote": Bench.remote,
 }
 
 

@@ -43,7 +43,11 @@ class Hanok:
     @property
     def environ(self) -> dict[str, str]:
         """The environment of its processes."""
-        own = {"HANOK_HOME": str(self.home), "HANOK_HYPERVISOR": self.hypervisor}
+        own = {
+            "HANOK_HOME": str(self.home),
+            "HANOK_HYPERVISOR": self.hypervisor,
+            "HANOK_REMOTE": "local",  # whatever remote its user uses
+        }
         return {**os.environ, **self.settings, **own}
 
     @property

@@ -28,8 +28,11 @@ class Hanok:
 
     def environment(self) -> dict[str, str]:
         """The environment of its processes."""
-        kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
-        return {**kept, "HANOK_HOME": str(self.home), "TERM": "xterm-256color", **self.environ}
+        left_out = ("NO_COLOR", "COLUMNS", "HANOK_REMOTE")
+        kept = {k: v for k, v in os.environ.items() if k not in left_out}
+        # Whoever runs the tests may use a remote: nothing of that here.
+        own = {"HANOK_HOME": str(self.home), "HANOK_CONFIG": str(self.home / "config")}
+        return {**kept, **own, "TERM": "xterm-256color", **self.environ}
 
     def argv(self, *words: str) -> list[str]:
         """The whole command."""

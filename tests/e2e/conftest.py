@@ -27,7 +27,8 @@ class Cli:
         self, *arguments: str, input: bytes | None = None, limit: float = 300
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command and return what it gave."""
-        environ = {**os.environ, "HANOK_HOME": str(self.daemon.home), "NO_COLOR": "1"}
+        own = {"HANOK_HOME": str(self.daemon.home), "HANOK_REMOTE": "local", "NO_COLOR": "1"}
+        environ = {**os.environ, **own}
         return subprocess.run(
             [sys.executable, "-P", "-m", "hanok.cli", *arguments],
             input=input,
