@@ -129,6 +129,23 @@ def test_strangers_do_not_keep_others_out(host: Host) -> None:
         assert [read_to_end(sock) for sock in crowd[:30]] == [b""] * 30
 
 
+def test_no_connection_is_left_behind(host: Host) -> None:
+    wire, before = host.wire, descriptors(host)
+    for _ in range(20):
+        wire.ask("GET", "/v1/version")
+        wire.ask("GET", "/v1/vms/a/console", *HANDSHAKE)
+        with wire.plain() as sock:
+            sock.sendall(b"no TLS")
+        with wire.plain(), wire.open():
+            pass  # gone without a word
+    wait_until(lambda: descriptors(host) <= before, 30, "all connections are closed")
+
+
+def descriptors(host: Host) -> int:
+    assert host.daemon.process is not None
+    return len(list(Path(f"/proc/{host.daemon.process.pid}/fd").iterdir()))
+
+
 def test_who_is_known_does_not_give_way(host: Host) -> None:
     wire, header = host.wire, bearer(host.token("one", "viewer"))
     with contextlib.ExitStack() as stack:
