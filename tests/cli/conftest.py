@@ -31,7 +31,7 @@ class Hanok:
         left_out = ("NO_COLOR", "COLUMNS", "HANOK_REMOTE")
         kept = {k: v for k, v in os.environ.items() if k not in left_out}
         # Whoever runs the tests may use a remote: nothing of that here.
-        own = {"HANOK_HOME": str(self.home), "HANOK_CONFIG": str(self.home / "config")}
+        own = {"HANOK_HOME": str(self.home), "HANOK_CONFIG": str(Path("/", self.home, "config"))}
         return {**kept, **own, "TERM": "xterm-256color", **self.environ}
 
     def argv(self, *words: str) -> list[str]:

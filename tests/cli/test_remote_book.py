@@ -125,6 +125,15 @@ def test_where_they_are_kept() -> None:
         open_book({"HANOK_CONFIG": "y"})
 
 
+def test_a_user_without_a_home_has_no_remotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2_000_000_000)  # nobody's
+    assert chosen_remote({}, None) is None
+    with pytest.raises(HostError, match="has no home") as caught:
+        open_book({}).put(LAB)
+    assert "HANOK_CONFIG" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("text", "url"),
     [

@@ -138,10 +138,13 @@ def add(
 
 
 def _tell_added(session: Session, added: Remote, daemon: VersionWire) -> None:
+    from hanok.client.tls import in_pairs
+
     if session.out.as_json:
         session.out.json({**_view(added, current=False), "daemon": daemon})
         return
     session.out.line(f"{added.name} is added: hanok {daemon['version']} at {added.url}")
+    session.out.line(f"Its certificate is pinned: {in_pairs(added.fingerprint)}")
     session.out.line(f"Try: hanok --remote {added.name} list")
     session.out.line(f"  or: hanok remote use {added.name}   (every command from then on)")
 

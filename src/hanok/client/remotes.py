@@ -145,6 +145,11 @@ class RemoteBook:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other commands from changing the file meanwhile."""
+        if not self.folder.is_absolute():
+            raise HostError(
+                f"this user has no home for the configuration ({self.folder})",
+                hint="set HANOK_CONFIG to a folder that this user may write",
+            )
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(
@@ -194,8 +199,12 @@ def open_book(environ: Mapping[str, str]) -> RemoteBook:
                 expected="an absolute path",
             )
         return RemoteBook(folder)
-    base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return RemoteBook(Path(base) / "hanok")
+    if base := environ.get("XDG_CONFIG_HOME"):
+        return RemoteBook(Path(base, "hanok"))
+    try:
+        return RemoteBook(Path.home() / ".config/hanok")
+    except RuntimeError:  # a user without a home: there are no remotes, and none can be added
+        return RemoteBook(Path("~/.config/hanok"))
 
 
 def refuse_known(name: str, known: Mapping[str, Remote]) -> None:

@@ -23,11 +23,13 @@ from hanok.errors import CertificateChanged, DaemonUnreachable
 T = TypeVar("T")
 
 CONNECT_LIMIT = 10.0  # seconds for the connection, and again for the handshake
-# A connection on which nothing comes is asked after 30 s whether its host is still there.
+# A connection on which nothing comes is asked after 30 s whether its host is still there; one
+# whose host is gone breaks within about a minute.
 _KEEPALIVE = (
     (socket.TCP_KEEPIDLE, 30),
     (socket.TCP_KEEPINTVL, 10),
     (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 60_000),  # ms that what was sent may stay without an answer
 )
 
 
