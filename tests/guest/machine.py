@@ -10,8 +10,11 @@ from pathlib import Path
 
 from hanok.guest.agent import AgentConnection
 from hanok.guest.console import ConsoleHub
+from hanok.guest.identity import Identity, give_identity
 from hanok.model.image import Image, Kernel
 from hanok.model.vm import Mode
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _DEVICES = {
     Mode.PARA: [
@@ -19,11 +22,14 @@ _DEVICES = {
         "-device virtio-net-pci,romfile=",
         "-device virtio-serial-pci",
         "-device virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+        "-device virtserialport,chardev=identity,name=hanok.identity.0",
     ],
     Mode.FULL: [
         "-device ide-hd,drive=root,bus=ide.0",
         "-device e1000e,romfile=",
         "-device isa-serial,chardev=agent,index=1",
+        "-device virtio-serial-pci",
+        "-device virtserialport,chardev=identity,name=hanok.identity.0",
     ],
 }
 
@@ -36,6 +42,11 @@ class Guest:
     console: ConsoleHub
     process: asyncio.subprocess.Process
     agent_socket: Path
+    identity: Stream
+
+    async def become(self, identity: Identity, limit: float = 30) -> None:
+        """Give the guest another identity."""
+        await give_identity(*self.identity, identity, timeout=limit)
 
     def reconnect(self, agent: AgentConnection) -> None:
         """Use another connection to the agent from now on."""
@@ -70,6 +81,7 @@ def _argv(
         f"-m {memory} -drive {drive}",
         f"-kernel {folder / kernel.vmlinuz} -initrd {folder / kernel.initrd}",
         f"-chardev socket,id=agent,path={work / 'agent'},server=on,wait=off",
+        f"-chardev socket,id=identity,path={work / 'identity'},server=on,wait=off",
         f"-chardev socket,id=console,path={work / 'console'},server=on,wait=on",
         "-device isa-serial,chardev=console,index=0",
         *_devices(mode, network),
@@ -112,7 +124,9 @@ async def boot(
         await hub.start()
         stack.push_async_callback(hub.close)
         agent = AgentConnection(*await _open(work / "agent", process))
-        guest = Guest(agent, hub, process, work / "agent")
+        identity = await _open(work / "identity", process)
+        stack.callback(identity[1].close)
+        guest = Guest(agent, hub, process, work / "agent", identity)
         stack.push_async_callback(lambda: guest.agent.close())
         yield guest
 

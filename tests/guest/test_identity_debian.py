@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from hanok.guest.identity import Identity, IdentityNic, give_identity, has_helper, machine_id
+from hanok.guest.identity import Identity, IdentityNic, has_helper, machine_id
 from hanok.guest.keys import HostKey, make_host_key
 from hanok.guest.readiness import wait_ready
 from hanok.guest.seed import SeedData, build_seed
@@ -129,7 +129,7 @@ async def test_debian_takes_all_of_its_identity(
     given = Identity(
         IDENTITY.host_name, IDENTITY.uuid, IDENTITY.nics, keys[1].private, keys[1].public
     )
-    await give_identity(agent, given, 60)
+    await guest.become(given, 60)
     first = await look(agent)
     await run(agent, watch, limit=60)
     # Whether journald has moved or not, readers find its records.

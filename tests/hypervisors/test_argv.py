@@ -247,7 +247,8 @@ def test_text_stays_one_value_of_one_argument(
     argv = build_argv(machine, TCG, (7,))
     assert len(argv) == len(build_argv(PARA, TCG, (7,)))
     assert dict(values(options(argv, "-name")[0])) == {"guest": name}
-    sockets = [dict(values(text)) for text in options(argv, "-chardev")]
+    *sockets, identity = (dict(values(text)) for text in options(argv, "-chardev"))
+    assert identity == {"": "file", "id": "identity", "path": "/dev/null"}
     assert [found["path"] for found in sockets] == [
         str(folder / socket) for socket in ("qmp.sock", "console.sock", "agent.sock")
     ]

@@ -51,14 +51,14 @@ async def test_a_guest_takes_an_identity_or_says_why_not(
     machine = machine_in(short_tmp)
     await fake.start(machine)
     wanted = Identity(host_name="web-1", uuid="11111111-2222-3333-4444-555555555555")
-    async with agent_of(fake, machine) as agent:
+    async with agent_of(fake, machine) as agent, fake.identity_port(machine.uuid) as port:
         assert await has_helper(agent)
-        await give_identity(agent, wanted, timeout=10)
+        await give_identity(port.reader, port.writer, wanted, timeout=10)
         assert (await agent.exec(["hostname"])).stdout == b"web-1\n"
         assert await agent.read_file("/etc/machine-id") == b"11111111222233334444555555555555\n"
         fake.faults.identity = "no luck"
         with pytest.raises(GuestError, match="no luck"):
-            await give_identity(agent, wanted, timeout=10)
+            await give_identity(port.reader, port.writer, wanted, timeout=10)
 
 
 async def test_a_freeze_that_fails_leaves_the_guest_running(

@@ -167,25 +167,6 @@ class AgentConnection(AgentChannel):
                 await self.exec(["rm", "-f", "--", scratch], timeout=_CLEAN_UP)
             raise
 
-    async def send_to(self, path: str, data: bytes) -> None:
-        """Write ``data`` (at most 64 KiB) into an existing file or FIFO; starts no process.
-
-        A FIFO takes it as one message. Raises GuestError (there is none, it is full) and
-        AgentUnavailable.
-        """
-        # Not "w": the agent would wait for a FIFO's reader, or make a file where none is.
-        handle = await self._open(path, "r+")
-        try:
-            encoded = base64.b64encode(data).decode("ascii")
-            answer = await self.call("guest-file-write", {"handle": handle, "buf-b64": encoded})
-            if expect(dict, answer, "guest-file-write").get("count") != len(data):
-                raise GuestError(f"{path} in the guest took less than it was sent")
-        except BaseException:
-            await self._close_handle(handle)
-            raise
-        # Closing is what writes it.
-        await self.call("guest-file-close", {"handle": handle})
-
     async def _fill(self, scratch: str, data: bytes | AsyncIterator[bytes]) -> None:
         handle = await self._open(scratch, "w")
         try:

@@ -1,52 +1,55 @@
 """Gives a clone an identity of its own, through the helper that Hanok's images run from boot on.
 
 A clone goes on from the memory of another machine: its name, MAC, addresses, machine-id, UUID,
-keys, clock and randomness are that one's. The helper (``images/files/identity``) reads one message
-from a FIFO and sets all of them without starting a process, since each costs an emulated CPU
-tens of milliseconds. The message, in ASCII, lines ``key=value``, each key once but for ``nic``::
+keys, clock and randomness are that one's. The helper (``images/files/identity``) waits at a port of
+its own. The message is written before the clone goes on, so it is the first thing that it sees, and
+sets all of them without starting a process. Each piece of code that runs in a clone has to be
+translated first by an emulator, so all that can be worked out here is: the message is what the
+guest hands to its kernel, and nothing in it has to be parsed or checked there.
 
-    nonce=32 hex digits                     the answer carries it
-    time=SECONDS.NANOSECONDS                since the epoch
-    seed=128 hex digits                     into the kernel's random number generator
-    host_name=web-1
-    uuid=32 hex digits                      of the machine, and its machine-id
-    nic=OLD,NEW,ADDRESS,PREFIX,GATEWAY,DNS,DOMAIN
-                                            two MACs (12 hex digits), an IPv4 address (8), the
-                                            length of its prefix (2), two addresses (8; zero for
-                                            none), and a name that may be empty
-    host_key_private=base64                 OpenSSH's private key file, with the public one
-    host_key_public=base64
-    end
+The message is binary, texts are ASCII::
 
-All is written as the helper needs it, and can be checked by counting characters. It answers in a
-file: ``ok NONCE`` or ``failed NONCE REASON``. Told twice it does no harm.
+    "HKI2", u32 length of all               little-endian
+    32 hex digits                           the nonce; the answer carries it
+    struct timespec                         the time since the epoch
+    struct rand_pool_info                   64 random bytes, all of them counted (random(4))
+    36, 32 characters                       the UUID with its dashes; the machine-id
+    16, 16 bytes                            the UUID as in SMBIOS since 2.6, and before
+    36 characters                           a boot id
+    text, text, text                        host name, private and public SSH host key or nothing
+    record, for each network card           u16 length (big-endian, as of each text), two MACs,
+                                            address, mask, gateway, DNS server (zeros: none), and
+                                            the lines of its resolv.conf
+
+The helper answers by a line, ``ok NONCE`` or ``failed NONCE REASON``. Told twice it does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import ipaddress
 import os
 import re
 import secrets
+import struct
 import time as clock
+import uuid as uuids
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-
-from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
 from hanok.errors import AgentUnavailable, GuestError, InvalidInput, TimedOut
 from hanok.guest.agent import AgentConnection
 from hanok.guest.text import printable
 
-FOLDER = "/run/hanok"
-FIFO = f"{FOLDER}/identity"
-RESULT = f"{FOLDER}/identity.result"
-READY = f"{FOLDER}/ready"
+READY = "/run/hanok/ready"
 
-MESSAGE_LIMIT = 65536
 SEED_SIZE = 64
-_VERSION = b"identity 1"
+_MAGIC = b"HKI2"
+_HEAD = struct.Struct("<4sI")
+_TIMESPEC = struct.Struct("<qq")
+_ENTROPY = struct.Struct(f"<ii{SEED_SIZE}s")
+_VERSION = b"identity 2"
+_ANSWER_LIMIT = 512
 _SMALL = 4096
 _NIC_LIMIT = 8
 
@@ -115,17 +118,30 @@ async def has_helper(agent: AgentConnection) -> bool:
         return False
 
 
-async def give_identity(agent: AgentConnection, identity: Identity, timeout: float) -> None:
+async def give_identity(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    identity: Identity,
+    *,
+    timeout: float,
+    go: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Make the guest into ``identity``; returns when it has it: the helper reads cards back.
 
-    Safe to repeat. Raises InvalidInput (a field that cannot be said), GuestError (no helper, or
-    the helper's reason), TimedOut after ``timeout`` seconds, AgentUnavailable.
+    ``reader`` and ``writer`` are the guest's port for that; ``go`` lets the guest go on, which is
+    awaited once the message lies there. Safe to repeat. Raises InvalidInput (a field that cannot
+    be said), GuestError (the helper's reason), TimedOut after ``timeout`` seconds,
+    AgentUnavailable (the port was closed), and whatever ``go`` raises.
     """
     try:
         async with asyncio.timeout(timeout):
             for _ in range(_TRIES):
                 started = clock.monotonic()
-                await _tell(agent, identity)
+                nonce = _tell(writer, identity)
+                if go is not None:
+                    await go()
+                    go = None
+                _judge(await _wait_answer(reader, nonce), nonce)
                 if clock.monotonic() - started < _QUICK:
                     return
     except TimeoutError:
@@ -135,34 +151,43 @@ async def give_identity(agent: AgentConnection, identity: Identity, timeout: flo
         ) from None
 
 
-async def _tell(agent: AgentConnection, identity: Identity) -> None:
+def _tell(writer: asyncio.StreamWriter, identity: Identity) -> str:
     nonce = secrets.token_hex(16)
-    seed = os.urandom(SEED_SIZE)
-    await agent.send_to(FIFO, build_message(identity, clock.time(), seed, nonce))
-    _judge(await _wait_answer(agent, nonce), nonce)
+    writer.write(build_message(identity, clock.time(), os.urandom(SEED_SIZE), nonce))
+    return nonce
 
 
-def build_message(identity: Identity, time: float, seed: bytes, nonce: str) -> bytes:
-    """Return the message that makes a guest into ``identity``. Pure.
+def build_message(
+    identity: Identity, time: float, seed: bytes, nonce: str, boot_id: str | None = None
+) -> bytes:
+    """Return the message that makes a guest into ``identity``. Pure when ``boot_id`` is given.
 
     ``time`` is in seconds since the epoch, ``seed`` 64 random bytes, ``nonce`` 32 hexadecimal
-    digits. Raises InvalidInput for every field that is not exactly one line of its form.
+    digits, ``boot_id`` a random UUID. Raises InvalidInput for every field that is not of its form.
     """
     if len(seed) != SEED_SIZE:
         raise InvalidInput("the seed has a wrong length", field="seed", expected="64 bytes")
     if not 100_000_000 <= time < 10**11:
         raise InvalidInput(f"{time} is no time of today", field="time", expected="seconds")
-    lines = [
-        f"nonce={_matching(_NONCE, nonce, 'nonce', '32 hexadecimal digits')}",
-        f"time={time:.9f}",
-        f"seed={seed.hex()}",
-        f"host_name={_host_name(identity.host_name)}",
-        f"uuid={machine_id(_matching(_UUID, identity.uuid, 'uuid', 'a UUID in lower case'))}",
-        *(f"nic={_nic(nic)}" for nic in _few(identity.nics)),
-        *_host_key(identity),
-        "end",
-    ]
-    return "".join(f"{line}\n" for line in lines).encode("ascii")
+    uuid = uuids.UUID(_matching(_UUID, identity.uuid, "uuid", "a UUID in lower case"))
+    private, public = _host_key(identity)
+    body = b"".join(
+        (
+            _matching(_NONCE, nonce, "nonce", "32 hexadecimal digits").encode(),
+            _TIMESPEC.pack(int(time), int(time % 1 * 1_000_000_000)),
+            _ENTROPY.pack(8 * SEED_SIZE, SEED_SIZE, seed),
+            *(str(uuid).encode(), uuid.hex.encode(), uuid.bytes_le, uuid.bytes),
+            str(uuids.uuid4() if boot_id is None else uuids.UUID(boot_id)).encode(),
+            _counted(_host_name(identity.host_name).encode()),
+            *(_counted(private), _counted(public)),
+            *(_counted(_nic(nic)) for nic in _few(identity.nics)),
+        )
+    )
+    return _HEAD.pack(_MAGIC, _HEAD.size + len(body)) + body
+
+
+def _counted(data: bytes) -> bytes:
+    return struct.pack(">H", len(data)) + data
 
 
 def _matching(pattern: re.Pattern[str], text: str, name: str, expected: str) -> str:
@@ -184,11 +209,13 @@ def _few(nics: tuple[IdentityNic, ...]) -> tuple[IdentityNic, ...]:
     return nics
 
 
-def _nic(nic: IdentityNic) -> str:
-    old, new = (
-        _matching(_MAC, mac, f"nics.{name}", "the MAC of a card in lower case").replace(":", "")
+def _nic(nic: IdentityNic) -> bytes:
+    macs = [
+        bytes.fromhex(
+            _matching(_MAC, mac, f"nics.{name}", "the MAC of a card in lower case").replace(":", "")
+        )
         for mac, name in ((nic.old_mac, "old_mac"), (nic.mac, "mac"))
-    )
+    ]
     address = _ipv4(nic.address, "address")
     if not 1 <= nic.prefix <= 32:
         raise InvalidInput(f"{nic.prefix} is no prefix", field="nics.prefix", expected="1 to 32")
@@ -201,9 +228,11 @@ def _nic(nic: IdentityNic) -> str:
             expected=f"an address of {subnet}",
         )
     dns = _ipv4(nic.dns, "dns") if nic.dns else _NONE
-    domain = _domain(nic.domain) if nic.domain else ""
-    numbers = f"{int(address):08x},{nic.prefix:02x},{int(gateway):08x},{int(dns):08x}"
-    return f"{old},{new},{numbers},{domain}"
+    resolvers = f"search {_domain(nic.domain)}\n" if nic.domain else ""
+    if nic.dns:
+        resolvers += f"nameserver {dns}\n"
+    numbers = (address.packed, subnet.netmask.packed, gateway.packed, dns.packed)
+    return b"".join((*macs, *numbers, resolvers.encode()))
 
 
 def _domain(name: str) -> str:
@@ -224,10 +253,10 @@ def _ipv4(text: str, name: str) -> ipaddress.IPv4Address:
         ) from None
 
 
-def _host_key(identity: Identity) -> list[str]:
+def _host_key(identity: Identity) -> tuple[bytes, bytes]:
     private, public = identity.host_key_private, identity.host_key_public
     if private is None and public is None:
-        return []
+        return b"", b""
     if private is None or public is None:
         raise InvalidInput("half a host key", field="host_key", expected="both halves, or none")
     private = private if private.endswith("\n") else f"{private}\n"
@@ -241,31 +270,23 @@ def _host_key(identity: Identity) -> list[str]:
     if len(public) > _KEY_LIMIT:
         raise InvalidInput("the public host key is too long", field="host_key_public")
     public = _matching(_PUBLIC, public.strip(), "host_key_public", "the line of an ed25519 key")
-    return [
-        f"host_key_private={base64.b64encode(private.encode()).decode()}",
-        f"host_key_public={base64.b64encode(public.encode()).decode()}",
-    ]
+    return private.encode(), f"{public}\n".encode()
 
 
-async def _wait_answer(agent: AgentConnection, nonce: str) -> str:
-    """Poll for the answer that carries ``nonce``, and return it."""
-    retrying = AsyncRetrying(
-        wait=wait_exponential(multiplier=0.003, exp_base=1.5, max=0.1),
-        retry=retry_if_result(lambda answer: answer is None),
-    )
-    answer: str = await retrying(_read_answer, agent, nonce)
-    return answer
-
-
-async def _read_answer(agent: AgentConnection, nonce: str) -> str | None:
-    """Return the answer to this message; None while there is none, or another message's."""
-    try:
-        answer = (await agent.read_file(RESULT, limit=_SMALL)).decode("utf-8", "replace")
-    except AgentUnavailable:
-        raise
-    except GuestError:
-        return None
-    return answer if answer.split()[1:2] == [nonce] else None
+async def _wait_answer(reader: asyncio.StreamReader, nonce: str) -> str:
+    """Return the answer that carries ``nonce``: what answers another message is dropped."""
+    while True:
+        try:
+            line = await reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError:
+            raise AgentUnavailable("the guest's port for its identity was closed") from None
+        except asyncio.LimitOverrunError:
+            line = b""
+        if not line or len(line) > _ANSWER_LIMIT:
+            raise GuestError("the guest's answer to its identity is endless")
+        answer = line.decode("utf-8", "replace")
+        if answer.split()[1:2] == [nonce]:
+            return answer
 
 
 def _judge(answer: str, nonce: str) -> None:

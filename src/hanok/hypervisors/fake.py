@@ -367,6 +367,17 @@ class FakeHypervisor:
         finally:
             kept.state = before
 
+    @contextlib.asynccontextmanager
+    async def identity_port(self, uuid: str) -> AsyncIterator[Stream]:
+        """See CanFreeze.identity_port."""
+        await self._hit("identity_port")
+        self._kept(uuid)
+        port = await self._connect(uuid, self._live[uuid].guest.serve_identity)
+        try:
+            yield port
+        finally:
+            port.writer.close()
+
     def _live_guest(self, uuid: str, kept: _Kept) -> FakeGuest:
         """Return the guest that ran before and must run still."""
         if uuid not in self._live or self._machines.get(uuid) is not kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -83,5 +84,13 @@ class CanFreeze(Protocol):
         same sizes and ``taps`` of its own: it takes the memory over and never runs. ``memory`` is
         an empty memfd of the RAM's size (sealed by the caller afterwards), ``state`` an empty
         file open for writing. Nothing but these is left. Raises HypervisorError.
+        """
+        ...
+
+    def identity_port(self, uuid: str) -> AbstractAsyncContextManager[Stream]:
+        """Give the port at which the guest of a machine that was started frozen is told who it is.
+
+        What is written before the machine goes on lies there when it does. Afterwards the port
+        leads nowhere, which the guest does not notice. Raises HypervisorError.
         """
         ...

@@ -10,10 +10,11 @@ import shutil
 import time
 from dataclasses import replace
 
-from hanok.errors import HypervisorError, NotFound
+from hanok.errors import HypervisorError, NotFound, Unsupported
 from hanok.guest.identity import Identity, IdentityNic, give_identity
 from hanok.guest.keys import HostKey
 from hanok.hypervisors.base import Frozen
+from hanok.hypervisors.optional import CanFreeze
 from hanok.model.image import Image
 from hanok.model.template import TemplateRecord
 from hanok.model.vm import VmRecord, VmState
@@ -70,11 +71,7 @@ class InstantStart:
         hit("clone.process")
         await self._guests.connect(record)
         hit("clone.connected")
-        await self._parts.hypervisor.resume(record.uuid)
-        hit("clone.resumed")
-        agent = await self._guests.agent(record)
-        identity = await self._identity(record, template, key)
-        await give_identity(agent, identity, _IDENTITY_LIMIT)
+        await self._become(record, await self._identity(record, template, key))
         hit("clone.identity")
         return changed(
             record,
@@ -85,6 +82,21 @@ class InstantStart:
             evidence=template.evidence,
             boot=f"went on from the memory of template {template.name}",
         )
+
+    async def _become(self, record: VmRecord, identity: Identity) -> None:
+        """Let the guest go on, as ``identity``; returns when its agent answers too."""
+        hypervisor = self._parts.hypervisor
+        if not isinstance(hypervisor, CanFreeze):
+            raise Unsupported(f"{hypervisor.name} cannot go on from frozen memory")
+        agent = await self._guests.agent(record)
+
+        async def go() -> None:
+            await hypervisor.resume(record.uuid)
+            self._parts.failpoints.hit("clone.resumed")
+
+        async with hypervisor.identity_port(record.uuid) as port:
+            await give_identity(port.reader, port.writer, identity, timeout=_IDENTITY_LIMIT, go=go)
+        await agent.sync(_IDENTITY_LIMIT)
 
     async def _end_earlier(self, record: VmRecord) -> None:
         """End what an earlier daemon has started of this clone, if it came that far."""

@@ -29,9 +29,11 @@ from hanok.units import MIB
 QMP_SOCKET = "qmp.sock"
 CONSOLE_SOCKET = "console.sock"
 AGENT_SOCKET = "agent.sock"
+IDENTITY_SOCKET = "identity.sock"
 PID_FILE = "qemu.pid"
 LOG_FILE = "qemu.log"
 AGENT_PORT = "org.qemu.guest_agent.0"
+IDENTITY_PORT = "hanok.identity.0"
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -98,6 +100,8 @@ def build_argv(
         argv += _para_devices()
     if machine.agent:
         argv += _agent(machine.folder, machine.mode, loader=load_into is not None)
+        if machine.mode is Mode.PARA:
+            argv += _identity(machine.folder, frozen=machine.frozen is not None)
     if machine.frozen is not None or load_into is not None:
         argv += ["-S", "-incoming", "defer"]
     if load_into is not None and platform.accelerator == "kvm":
@@ -276,9 +280,21 @@ def _agent(folder: Path, mode: Mode, *, loader: bool) -> list[str]:
         return [*listener, "-device", "isa-serial,id=serial1,chardev=agent,index=1"]
     return [
         *listener,
-        *("-device", "virtio-serial-pci,id=vserial,addr=0x4,disable-legacy=on,max_ports=2"),
+        *("-device", "virtio-serial-pci,id=vserial,addr=0x4,disable-legacy=on,max_ports=3"),
         *("-device", f"virtserialport,bus=vserial.0,nr=1,chardev=agent,name={AGENT_PORT}"),
     ]
+
+
+def _identity(folder: Path, *, frozen: bool) -> list[str]:
+    """The port at which a guest's helper waits for another identity: only clones are told one.
+
+    It is open at the host's side in all others too: the guest notices no difference.
+    """
+    chardev = ["-chardev", "file,id=identity,path=/dev/null"]
+    if frozen:
+        chardev = _listener("identity", folder / IDENTITY_SOCKET)
+    port = f"virtserialport,bus=vserial.0,nr=2,chardev=identity,name={IDENTITY_PORT}"
+    return [*chardev, "-device", port]
 
 
 def _listener(name: str, path: Path) -> list[str]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -373,6 +374,10 @@ class QemuHypervisor:
 
         await freeze_process(source, start_loader, state, while_paused)
         await to_its_end(asyncio.to_thread(drop_zeros, memory))
+
+    def identity_port(self, uuid: str) -> AbstractAsyncContextManager[Stream]:
+        """See CanFreeze.identity_port."""
+        return self._running(uuid).identity_port()
 
     async def close(self) -> None:
         """See Hypervisor.close."""

@@ -6,12 +6,18 @@ import contextlib
 import os
 from pathlib import Path
 
-from hanok.hypervisors.qemu.argv import AGENT_SOCKET, CONSOLE_SOCKET, PID_FILE, QMP_SOCKET
+from hanok.hypervisors.qemu.argv import (
+    AGENT_SOCKET,
+    CONSOLE_SOCKET,
+    IDENTITY_SOCKET,
+    PID_FILE,
+    QMP_SOCKET,
+)
 
 
 def remove_files(folder: Path) -> None:
     """Remove what a QEMU process leaves in its folder besides its log."""
-    for name in (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, PID_FILE):
+    for name in (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, IDENTITY_SOCKET, PID_FILE):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
 

@@ -117,7 +117,7 @@ async def load_frozen(process: QemuProcess, frozen: Frozen) -> None:
 
     Raises HypervisorError, with QEMU's words when it could not load them.
     """
-    await asyncio.gather(process.keep_agent(), process.migration.prepare(devices_only=True))
+    await asyncio.gather(process.keep_channels(), process.migration.prepare(devices_only=True))
     await process.migration.take(f"fd:{frozen.state}")
     await process.or_its_end(process.migration.completed())
 

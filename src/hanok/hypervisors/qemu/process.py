@@ -25,6 +25,7 @@ from hanok.hypervisors.optional import Stream
 from hanok.hypervisors.qemu.argv import (
     AGENT_SOCKET,
     CONSOLE_SOCKET,
+    IDENTITY_SOCKET,
     LOG_FILE,
     QMP_SOCKET,
 )
@@ -43,6 +44,8 @@ _CONNECT_LIMIT = 5.0
 _LOAD_LIMIT = 2.0
 _KILL_LIMIT = 10.0
 _POLL = 0.01
+_SHORT_POLL = 0.002
+_NOWHERE = {"type": "file", "data": {"out": "/dev/null"}}
 
 # QMP's RunState (qapi/run-state.json) to ours. What is not here runs.
 _STATES = {
@@ -90,6 +93,7 @@ class QemuProcess:
         self.freezing = asyncio.Lock()
         self._held = False
         self._kept_agent: Stream | None = None
+        self._kept_identity: Stream | None = None
         self._notify: Notify | None = None
         self._gone: Gone | None = None
         self._killed = False
@@ -303,28 +307,46 @@ class QemuProcess:
         except HypervisorError as error:
             raise AgentUnavailable(error.message) from error
 
-    async def keep_agent(self) -> None:
-        """Connect to the agent's channel now, for the next who opens it.
+    async def keep_channels(self) -> None:
+        """Connect to the agent's channel and the identity port now, for the next who opens them.
 
-        Returns when the guest's port counts as open. Raises AgentUnavailable.
+        Returns when the guest's ports count as open. Raises AgentUnavailable, HypervisorError.
         """
         self._kept_agent = await self.open_agent()
+        self._kept_identity = await self.open_stream(IDENTITY_SOCKET)
         waiting = AsyncRetrying(
             stop=stop_after_delay(_CONNECT_LIMIT),
-            wait=wait_fixed(_POLL),
-            retry=retry_if_result(lambda connected: not connected),
-            retry_error_callback=lambda _: False,
+            wait=wait_fixed(_SHORT_POLL),
+            retry=retry_if_result(lambda connected: not {"agent", "identity"} <= connected),
+            retry_error_callback=lambda _: None,
         )
-        if not await waiting(self.has_agent_client):
-            raise AgentUnavailable(f"QEMU of {self._name} opens no channel to the guest agent")
+        if await waiting(self._connected) is None:
+            raise AgentUnavailable(f"QEMU of {self._name} opens no channel to the guest")
+
+    @contextlib.asynccontextmanager
+    async def identity_port(self) -> AsyncIterator[Stream]:
+        """Give the identity port of a machine that was started frozen; see CanFreeze."""
+        stream, self._kept_identity = self._kept_identity, None
+        if stream is None:
+            raise HypervisorError(f"{self._name} was not started from frozen memory just now")
+        try:
+            yield stream
+            await self.execute("chardev-change", {"id": "identity", "backend": _NOWHERE})
+        finally:
+            stream.writer.close()
 
     async def has_agent_client(self) -> bool:
         """Whether somebody is connected to the agent's channel. Raises HypervisorError."""
+        return "agent" in await self._connected()
+
+    async def _connected(self) -> set[str]:
+        """Return the names of the streams at whose other end somebody is."""
         answer = await self.execute("query-chardev")
-        for device in answer if isinstance(answer, list) else []:
-            if device.get("label") == "agent":
-                return not str(device.get("filename", "")).startswith("disconnected:")
-        return False
+        return {
+            str(device.get("label"))
+            for device in (answer if isinstance(answer, list) else [])
+            if not str(device.get("filename", "")).startswith("disconnected:")
+        }
 
     def statistics(self) -> Statistics:
         """Return what the process uses (reads /proc: call it in a thread). Raises
@@ -366,15 +388,17 @@ class QemuProcess:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        self._drop_kept_agent()
+        self._drop_kept()
         self._keep_log()
         await self._qmp.close()
         self._close_pidfd()
 
-    def _drop_kept_agent(self) -> None:
-        kept, self._kept_agent = self._kept_agent, None
-        if kept is not None:
-            kept.writer.close()
+    def _drop_kept(self) -> None:
+        kept = (self._kept_agent, self._kept_identity)
+        self._kept_agent = self._kept_identity = None
+        for stream in kept:
+            if stream is not None:
+                stream.writer.close()
 
     def _keep_log(self) -> None:
         log, self._log = self._log, None
@@ -391,7 +415,7 @@ class QemuProcess:
         await wait_for_exit(self.pid)
         await self._qmp.drain()
         await self._qmp.close()
-        self._drop_kept_agent()
+        self._drop_kept()
         self._keep_log()
         remove_files(self._folder)
         self.exited.set()
