@@ -6,15 +6,18 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from hanok.cli.output import Output
+from hanok.client.chosen import LOCAL, chosen_name
 from hanok.client.client import Client
 from hanok.client.daemon import open_client
-from hanok.client.remotes import LOCAL, Remote, chosen_remote, open_book, open_remote
 from hanok.errors import HanokError, InvalidInput
+
+if TYPE_CHECKING:
+    from hanok.client.remotes import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,26 +44,33 @@ class Session:
         Raises NotFound when there is no remote of the name that was chosen.
         """
         if self._remote is None:
-            self._remote = (chosen_remote(os.environ, self.remote_name),)
+            self._remote = (self._find_remote(),)
         return self._remote[0]
+
+    def _find_remote(self) -> Remote | None:
+        if chosen_name(os.environ, self.remote_name) == LOCAL:
+            return None
+        from hanok.client.remotes import chosen_remote
+
+        return chosen_remote(os.environ, self.remote_name)
 
     @property
     def client(self) -> Client:
         """The daemon's API; here the daemon is started when the first request finds none."""
         if self._client is None:
-            remote = self.remote
-            self._client = (
-                open_client(os.environ, on_start=self._tell_start)
-                if remote is None
-                else open_remote(remote)
-            )
+            self._client = self._open(start=True)
         return self._client
 
     def passive_client(self, connect_limit: float | None = None) -> Client:
         """Return a client that starts no daemon."""
+        return self._open(start=False, connect_limit=connect_limit)
+
+    def _open(self, *, start: bool, connect_limit: float | None = None) -> Client:
         remote = self.remote
         if remote is None:
-            return open_client(os.environ, start=False)
+            return open_client(os.environ, start=start, on_start=self._tell_start)
+        from hanok.client.remotes import open_remote
+
         return open_remote(remote, connect_limit=connect_limit)
 
     def require_local(self, what: str) -> None:
@@ -105,6 +115,8 @@ def _take_remote(ctx: click.Context, _param: click.Parameter, value: str | None)
 
 def complete_remote(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of remotes, and ``local``, that begin with what was typed."""
+    from hanok.client.remotes import open_book
+
     try:
         names = [LOCAL, *sorted(open_book(os.environ).load())]
     except HanokError:

@@ -13,9 +13,10 @@ import click
 
 from hanok.cli.base import Session
 from hanok.cli.output import Cell, Output, printable, problem_of
+from hanok.client.chosen import LOCAL
 from hanok.client.client import Client
 from hanok.client.daemon import open_client
-from hanok.client.remotes import LOCAL, open_book, open_remote
+from hanok.client.remotes import open_book, open_remote
 from hanok.config import find_home
 from hanok.errors import DaemonUnreachable, Forbidden, HanokError, TimedOut, Unauthorized
 

@@ -19,8 +19,8 @@ from hanok.cli.base import (
     pass_session,
 )
 from hanok.cli.output import Cell, problem_of
+from hanok.client.chosen import LOCAL
 from hanok.client.remotes import (
-    LOCAL,
     Remote,
     RemoteBook,
     checked_fingerprint,

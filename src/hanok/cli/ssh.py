@@ -19,7 +19,8 @@ import click
 
 from hanok.cli.base import Remainder, Session, common_options, complete_vm, pass_session
 from hanok.cli.keys import GuestKey
-from hanok.client.remotes import LOCAL, Remote, open_book
+from hanok.client.chosen import LOCAL
+from hanok.client.remotes import Remote, open_book
 from hanok.errors import HostError
 
 if TYPE_CHECKING:

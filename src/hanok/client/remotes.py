@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from hanok.client.chosen import LOCAL, chosen_name, config_folder, name_file, name_in_use
 from hanok.client.client import Client
 from hanok.client.http import Peer, Transport
 from hanok.errors import (
@@ -32,7 +33,6 @@ from hanok.errors import (
 if TYPE_CHECKING:
     from hanok.client.tls import Address
 
-LOCAL = "local"
 PORT = 7443
 _RECONNECTS = 15  # with their pauses half a minute: nobody here starts the daemon there
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.A)
@@ -68,7 +68,7 @@ class RemoteBook:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder / "remotes.json"
-        self._current = folder / "remote"
+        self._current = name_file(folder)
 
     def load(self) -> dict[str, Remote]:
         """Return all remotes by name. Raises HostError when the file is not what it should be."""
@@ -128,10 +128,7 @@ class RemoteBook:
 
     def current(self) -> str:
         """Return the name of the remote in use, or ``local``."""
-        try:
-            return self._current.read_text().strip() or LOCAL
-        except OSError:
-            return LOCAL
+        return name_in_use(self.folder)
 
     def use(self, name: str) -> None:
         """Send commands to the remote ``name`` from now on, or to ``local``. Raises NotFound."""
@@ -190,21 +187,7 @@ class RemoteBook:
 
 def open_book(environ: Mapping[str, str]) -> RemoteBook:
     """Return the remotes of this user. Raises InvalidInput for a relative HANOK_CONFIG."""
-    if chosen := environ.get("HANOK_CONFIG"):
-        folder = Path(chosen)
-        if not folder.is_absolute():
-            raise InvalidInput(
-                f"the configuration folder is {chosen!r}",
-                field="HANOK_CONFIG",
-                expected="an absolute path",
-            )
-        return RemoteBook(folder)
-    if base := environ.get("XDG_CONFIG_HOME"):
-        return RemoteBook(Path(base, "hanok"))
-    try:
-        return RemoteBook(Path.home() / ".config/hanok")
-    except RuntimeError:  # a user without a home: there are no remotes, and none can be added
-        return RemoteBook(Path("~/.config/hanok"))
+    return RemoteBook(config_folder(environ))
 
 
 def refuse_known(name: str, known: Mapping[str, Remote]) -> None:
@@ -221,9 +204,8 @@ def chosen_remote(environ: Mapping[str, str], named: str | None) -> Remote | Non
 
     Raises NotFound for a name that is not known.
     """
-    book = open_book(environ)
-    name = named or environ.get("HANOK_REMOTE") or book.current()
-    return None if name == LOCAL else book.find(name)
+    name = chosen_name(environ, named)
+    return None if name == LOCAL else open_book(environ).find(name)
 
 
 def open_remote(remote: Remote, *, connect_limit: float | None = None) -> Client:
