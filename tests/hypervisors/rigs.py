@@ -20,6 +20,7 @@ from hanok.hypervisors.base import Base, Disk, Hypervisor, Machine, MachineEvent
 from hanok.hypervisors.fake import FakeHypervisor
 from hanok.hypervisors.optional import CanExplain, CanFreeze, HasAgentChannel, HasConsole
 from hanok.hypervisors.qemu import ProbeGuest, QemuHypervisor
+from hanok.hypervisors.qemu.probe import account_with_kvm
 from hanok.model.image import DiskFormat, Image
 from hanok.model.vm import Mode
 from hanok.proc import Account, SystemRunner, find_owned
@@ -28,6 +29,7 @@ from tests.machine import patient, put_verdict
 
 LIMIT = patient(90.0)
 _UID = 1_700_000_321
+_KVM = Path("/dev/kvm")
 
 
 class Driver(Hypervisor, HasConsole, HasAgentChannel, CanExplain, CanFreeze, Protocol):
@@ -125,6 +127,13 @@ def make_driver(home: Path, *, fake: bool) -> Driver:
 
     put_verdict(home)
     return QemuHypervisor(SystemRunner(), home, no_guest, home / "acceleration.json")
+
+
+async def account_of(driver: Driver, machine: Machine) -> Account | None:
+    """Return what a machine's process runs as: on KVM it has the group that may open the device."""
+    if machine.account is None or (await driver.probe()).accelerator != "kvm":
+        return machine.account
+    return account_with_kvm(_KVM, machine.account)
 
 
 class Follower:

@@ -27,7 +27,7 @@ from hanok.hypervisors.qemu.spawn import start_process
 from hanok.proc import SystemRunner, find_owned, kill_and_wait
 from hanok.units import MIB
 from tests.hypervisors.frozen import MARK, frozen, left_of, nothing, room_for, up
-from tests.hypervisors.rigs import LIMIT, Driver, Rig, agent_of
+from tests.hypervisors.rigs import LIMIT, Driver, Rig, account_of, agent_of
 
 pytestmark = pytest.mark.vm
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs accounts of its own")
@@ -155,7 +155,7 @@ async def test_a_process_with_the_clones_uid_cannot_change_the_template(qemu: Ri
                         *("/usr/bin/python3", "-c", _ATTACK, str(process_of(driver, clone).pid)),
                         *map(str, (template.state, template.disk, base)),
                     ],
-                    account=clone.account,
+                    account=await account_of(driver, clone),
                 )
                 lines = told.stdout.decode().splitlines()
                 assert [line for line in lines if not line.endswith(" refused")] == []

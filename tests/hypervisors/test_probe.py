@@ -26,6 +26,7 @@ from hanok.hypervisors.qemu.probe import AccelerationProbe, account_with_kvm
 from hanok.model.image import Image
 from hanok.model.vm import Mode
 from hanok.proc import Account, SystemRunner, wait_for_exit
+from tests.machine import patient
 
 NOBODY = Account(65534, 65534) if os.geteuid() == 0 else None
 BUILD = QemuBuild("99.1.0", "QEMU emulator version 99.1.0", "pc-q35-99.1", sandbox=True)
@@ -338,7 +339,7 @@ async def test_the_real_guest_says_that_it_is_up(
         probing.cache,
         device=probing.device,
         account=NOBODY,
-        boot_limit=60,
+        boot_limit=patient(60),
     )
     build = await read_build(SystemRunner(), str(probing.emulator), X86_64)
     verdict = await probe.decide(build, X86_64)
@@ -364,10 +365,10 @@ async def test_a_real_device_is_measured_within_its_limit(
     probing.emulator.chmod(0o755)
     probing.guest = shell_guest(micro_image)
     driver = probing.driver()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         facts = await driver.probe()
     assert facts.measured
     if facts.accelerator == "tcg":
         assert facts.reason.startswith("no guest boots with KVM here: ")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         assert await probing.driver().probe() == facts

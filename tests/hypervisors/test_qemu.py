@@ -29,7 +29,7 @@ from hanok.model.image import DiskFormat
 from hanok.model.vm import Mode
 from hanok.proc import Account, SystemRunner, find_owned
 from hanok.units import MIB
-from tests.hypervisors.rigs import LIMIT, Driver, Follower, Rig, agent_of, read_until
+from tests.hypervisors.rigs import LIMIT, Driver, Follower, Rig, account_of, agent_of, read_until
 
 pytestmark = pytest.mark.vm
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs accounts of its own")
@@ -72,8 +72,9 @@ async def test_a_machine_is_confined(qemu_both: Rig) -> None:
     await driver.start(machine)
     pid = pid_of(qemu_both)
     status = status_of(pid)
-    assert machine.account is None or status["Uid"] == [str(machine.account.uid)] * 4
-    assert machine.account is None or status["Gid"] == [str(machine.account.gid)] * 4
+    account = await account_of(driver, machine)
+    assert account is None or status["Uid"] == [str(account.uid)] * 4
+    assert account is None or status["Gid"] == [str(account.gid)] * 4
     assert "0" not in status["Uid"]
     assert status["Groups"] == [] or machine.account is None
     for capabilities in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
