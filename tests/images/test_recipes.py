@@ -16,7 +16,7 @@ _POLICY = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.A)
 
 
 def test_known_images() -> None:
-    assert known_refs() == ("micro", "debian:11", "debian:12", "debian:13")
+    assert known_refs() == ("micro", "debian:11", "debian:12", "debian:13", "lab")
     assert [resolve(ref).ref for ref in known_refs()] == list(known_refs())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from hanok.images.debs import keep_debs, offer_debs
 from hanok.images.filing import flush, hash_file, take_file
 from hanok.images.progress import BuildProgress, Report
 from hanok.images.qcow2 import read_virtual_size
-from hanok.images.recipes import MICRO, Recipe, guest_files
+from hanok.images.recipes import LAB_SYSTEM, MICRO, Recipe, guest_files
 from hanok.images.sandbox import Sandbox, make_sandbox
 from hanok.model.image import Image, Kernel
 from hanok.model.vm import Mode
@@ -24,6 +25,7 @@ from hanok.units import MIB
 METADATA = "image.json"
 DISK = "disk.qcow2"
 _TIME_LIMIT = 20 * 60
+_MINIMUM_MEMORY = {MICRO: 128, LAB_SYSTEM: 1024}  # MiB
 _FREE_SPACE = 512  # MiB left on a new Debian disk before it is grown
 _MISSING_PACKAGE = re.compile(r"E: Unable to locate package (\S+)")
 _NO_SUITE = re.compile(r"does not have a Release file|404 +Not Found|does not seem to be available")
@@ -69,8 +71,13 @@ def kernels_of(recipe: Recipe) -> tuple[Kernel, ...]:
         line = f"{_CONSOLE} root=LABEL=hanok-root rw quiet {_FAST} net.ifnames=0"
         cloud = "vmlinuz-cloud"
     full = (Mode.FULL, Mode.PARA, Mode.HYBRID)
+    fast = Kernel(
+        name="cloud", vmlinuz=cloud, initrd="initrd-cloud", cmdline=line, modes=(Mode.PARA,)
+    )
+    if recipe.kind == LAB_SYSTEM:
+        return (fast,)
     return (
-        Kernel(name="cloud", vmlinuz=cloud, initrd="initrd-cloud", cmdline=line, modes=full[1:2]),
+        fast,
         Kernel(
             name="generic",
             vmlinuz="vmlinux-generic",
@@ -126,10 +133,13 @@ class Builder:
         self._account = account
         self._cache = cache
 
-    async def build(self, recipe: Recipe, folder: Path, report: Report, lock: int) -> Path:
+    async def build(
+        self, recipe: Recipe, folder: Path, report: Report, lock: int, inside: Path | None = None
+    ) -> Path:
         """Build ``recipe`` inside the new folder ``folder``; return the finished image folder.
 
         The processes of the build keep ``lock`` open, so that it is held until the last has ended.
+        ``inside``: the folder of an image that is put into this one.
         Raises InvalidInput for a package that does not exist, CommandFailed with the last lines of
         output, TimedOut.
         """
@@ -138,6 +148,9 @@ class Builder:
         cache = self._cache / recipe.suite
         sandbox = make_sandbox(folder, self._account, guest_files(recipe.kind))
         await asyncio.to_thread(offer_debs, cache, sandbox.debs)
+        if inside is not None:
+            held = sandbox.files / "images" / inside.name
+            await asyncio.to_thread(shutil.copytree, inside, held)
         progress = BuildProgress(report)
         await self._run(recipe, sandbox, progress, lock)
         report("checking the result", 0.97)
@@ -183,9 +196,9 @@ class Builder:
             disk=DISK,
             disk_size=read_virtual_size(target / DISK),
             kernels=built.kernels,
-            ssh_user=None if recipe.kind == MICRO else "debian",
-            cloud_init=recipe.kind != MICRO,
-            minimum_memory=(128 if recipe.kind == MICRO else 384) * MIB,
+            ssh_user="debian" if recipe.kind == "debian" else None,
+            cloud_init=recipe.kind == "debian",
+            minimum_memory=_MINIMUM_MEMORY.get(recipe.kind, 384) * MIB,
             checksums=checksums,
             created=time.time(),
             size=sum((target / name).stat().st_blocks * 512 for name in built.names),

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from hanok.errors import Conflict, HostError, NotFound
 from hanok.images.builder import METADATA, Builder
+from hanok.images.compose import compose
 from hanok.images.filing import flush, hash_file
 from hanok.images.locks import hold, try_lock, unlock
 from hanok.images.recipes import Recipe, resolve
@@ -102,15 +103,18 @@ class ImageLibrary:
             return image
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o755)
-        lock_path = self._folder / (_LOCK + recipe.id)
 
         def waiting() -> None:
             progress("waiting for another build of the same image", None)
 
-        async with hold(lock_path, waiting) as lock:
+        below = None
+        if recipe.stands_on is not None:
+            below = await self.ensure(recipe.stands_on.ref, (), progress)
+            recipe = resolve(ref, packages)  # what it is made of may have changed during that
+        async with hold(self._folder / (_LOCK + recipe.id), waiting) as lock:
             if (image := self._find(recipe)) is not None:
                 return image
-            return await self._build(recipe, progress, lock)
+            return await self._build(recipe, progress, lock, below)
 
     async def delete(self, image_id: str) -> None:
         """Delete an image. Raises NotFound; Conflict while it is being built or deleted."""
@@ -165,7 +169,11 @@ class ImageLibrary:
                 unlock(lock_path, lock)
 
     async def _build(
-        self, recipe: Recipe, progress: Callable[[str, float | None], None], lock: int
+        self,
+        recipe: Recipe,
+        progress: Callable[[str, float | None], None],
+        lock: int,
+        below: Image | None,
     ) -> Image:
         build = self._folder / (_BUILD + recipe.id)
         target = self._folder / recipe.id
@@ -175,7 +183,7 @@ class ImageLibrary:
             build.mkdir(mode=0o755)
             build.chmod(0o755)
             undo.push_async_callback(remove_foreign, build, self._runner)
-            finished = await self._builder.build(recipe, build, progress, lock)
+            finished = await self._make(recipe, build, progress, lock, below)
             if target.exists():  # its metadata is damaged, or it would have been found
                 await asyncio.to_thread(shutil.rmtree, target)
             finished.rename(target)
@@ -185,6 +193,21 @@ class ImageLibrary:
             raise HostError(f"the image {recipe.ref} vanished after it was built")
         progress("built", 1.0)
         return image
+
+    async def _make(
+        self,
+        recipe: Recipe,
+        build: Path,
+        progress: Callable[[str, float | None], None],
+        lock: int,
+        below: Image | None,
+    ) -> Path:
+        """Make the image in the folder ``build``, of or with the image ``below`` if it has one."""
+        source = None if below is None else self.path(below)
+        if below is None or source is None or not recipe.payload:
+            return await self._builder.build(recipe, build, progress, lock, source)
+        progress("copying this Hanok and its packages", None)
+        return await compose(recipe, below, source, build, self._runner)
 
     def _find(self, recipe: Recipe) -> Image | None:
         image = self.get(recipe.id)
@@ -198,7 +221,7 @@ class ImageLibrary:
 
 
 def _file_names(image: Image) -> list[str]:
-    names = [image.disk, *image.checksums]
+    names = [image.disk, *image.more_disks, *image.checksums]
     for kernel in image.kernels:
         names += [kernel.vmlinuz, kernel.initrd]
     return names

@@ -47,6 +47,9 @@ class Image(Frozen):
     disk: str = "disk.qcow2"
     disk_format: DiskFormat = DiskFormat.QCOW2
     disk_size: int = Field(description="virtual size in bytes")
+    more_disks: tuple[str, ...] = Field(
+        default=(), description="files of raw disks besides the root disk; only ever read"
+    )
     kernels: tuple[Kernel, ...] = Field(
         default=(), description="the fastest first; empty: the firmware boots the disk"
     )

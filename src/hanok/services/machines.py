@@ -157,6 +157,10 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         format=DiskFormat.QCOW2,
         bases=_bases(settings, record, Base(image_folder / image.disk, image.disk_format)),
     )
+    more = (
+        Disk(name=name, path=image_folder / name, format=DiskFormat.RAW, read_only=True)
+        for name in image.more_disks
+    )
     seed = Disk(name="seed", path=files.seed, format=DiskFormat.RAW, read_only=True)
     return Machine(
         uuid=record.uuid,
@@ -166,7 +170,7 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         mode=record.mode,
         folder=files.machine,
         account=account_of(record.uid),
-        disks=(root, seed),
+        disks=(root, *more, seed),
         nics=tuple(Nic(mac=nic.mac, network=nic.network) for nic in record.nics),
         kernel=_named_kernel(choose_kernel(image, record.mode), record.uuid),
         kernel_folder=image_folder,
