@@ -351,7 +351,7 @@ async def test_a_clone_whose_daemon_died_before_it_was_loaded_is_ended(qemu: Rig
             clone,
             build_argv(clone, platform, (), "qemu-system-x86_64"),
             home=qemu.home,
-            account=clone.account,
+            account=await account_of(driver, clone),
             pass_fds=(clone.frozen.memory, clone.frozen.state),
         )
         await process.release()
