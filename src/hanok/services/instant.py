@@ -96,7 +96,7 @@ class InstantStart:
 
         async with hypervisor.identity_port(record.uuid) as port:
             await give_identity(port.reader, port.writer, identity, timeout=_IDENTITY_LIMIT, go=go)
-        await agent.sync(_IDENTITY_LIMIT)
+            await agent.sync(_IDENTITY_LIMIT)
 
     async def _end_earlier(self, record: VmRecord) -> None:
         """End what an earlier daemon has started of this clone, if it came that far."""
