@@ -25,7 +25,7 @@ down: ## stop and delete them
 test: setup ## run the whole suite, real VMs included (PYTEST_ARGS="-k name" for a part)
 	@scripts/test.sh $(PYTEST_ARGS)
 
-test-kvm: setup ## the tests of clones on real KVM, in a nested host (half an hour and more)
+test-kvm: setup ## the tests of QEMU and clones on real KVM, in a nested host (more than an hour)
 	@scripts/as-root.sh $(BIN)/python -m tests.nested $(PYTEST_ARGS)
 
 check: setup ## quick checks: lint, format, types, import rules, tests without VMs

@@ -13,6 +13,7 @@ import pytest
 
 from hanok.model.image import Image
 from tests.daemon.harness import Daemon, new_daemon
+from tests.machine import patient
 
 pytestmark = pytest.mark.vm
 
@@ -47,7 +48,7 @@ def daemon(micro_image: tuple[Image, Path]) -> Iterator[Daemon]:
 def look_into(daemon: Daemon, name: str) -> dict[str, str]:
     """Return what a guest says of itself; its clock, in whole seconds, must be right."""
     before = time.time()
-    answer = daemon.client.execute(name, ["sh", "-c", FACTS], stdin=None, timeout=120)
+    answer = daemon.client.execute(name, ["sh", "-c", FACTS], stdin=None, timeout=patient(120))
     after = time.time()
     assert answer["exit_status"] == 0
     lines = base64.b64decode(answer["stdout"]).decode().splitlines()
@@ -79,8 +80,8 @@ def test_a_hundred_clones_of_micro_are_a_hundred_machines(daemon: Daemon) -> Non
 
 
 def test_ten_clones_of_debian_are_ten_machines(daemon: Daemon) -> None:
-    shape = {"image": "debian:12", "memory": "384M", "disk": "4G", "packages": PACKAGES}
-    daemon.run("deb", **shape, ready={"port": 80, "timeout": 600})
+    shape = {"image": "debian:12", "memory": "384M", "disk": "2G", "packages": PACKAGES}
+    daemon.run("deb", **shape, ready={"port": 80, "timeout": min(patient(600), 3600)})
     daemon.freeze("d", "deb")
     names = ["deb", *daemon.clone("d", "d-{n}", count=10)]
     keys = {"name", "machine-id", "uuid", "boot-id", "mac", "address", "random", "random-again"}

@@ -1,31 +1,35 @@
 """Run tests in a nested KVM host: ``python -m tests.nested [--hold] [pytest's arguments]``.
 
-Without arguments: all tests of templates and clones. As root.
+Without arguments: all tests of QEMU, templates and clones. As root.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hanok.images.library import ImageLibrary
 from hanok.proc import Account, SystemRunner
 from tests.conftest import BUILD_UID, IMAGES
+from tests.e2e.test_many_clones import PACKAGES
 from tests.nested.host import Failed, NestedHost, nested_host, say
 from tests.nested.payload import make_payload
 
 _PYTEST = ("-v", "-ra", "--durations=0", "-p", "no:cacheprovider", "--timeout=3600")
 # One after another: what failed is shown at the end of each.
 _RUNS = (
+    ("tests/hypervisors", "-m", "vm"),
     ("tests/daemon/test_clones.py",),
-    ("tests/hypervisors/test_clones.py",),
-    ("tests/hypervisors/test_freeze.py", "-m", "vm"),
+    ("tests/daemon/test_warm.py",),
+    ("tests/e2e/test_many_clones.py",),
 )
 _LIMIT = 3 * 3600.0
 
@@ -35,11 +39,14 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.nested", description=__doc__)
     parser.add_argument("--hold", action="store_true", help="keep the host until interrupted")
     options, arguments = parser.parse_known_args()
+    # As it is by default: a shell's background jobs ignore it. And SIGTERM too leaves nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     images = Path(os.environ.get("HANOK_TEST_IMAGES", IMAGES))
     work = Path(tempfile.mkdtemp(prefix="hk-nested-", dir="/var/tmp"))
     try:
-        say("packing this checkout, its packages and the micro image")
-        payload = make_payload(work, _micro(images))
+        say("packing this checkout, its packages and images")
+        payload = make_payload(work, asyncio.run(_images(images, arguments)))
         with nested_host(images, payload) as host:
             try:
                 _check_kvm(host)
@@ -55,11 +62,18 @@ def main() -> int:
         shutil.rmtree(work)
 
 
-def _micro(images: Path) -> Path:
-    images.mkdir(parents=True, exist_ok=True)
-    library = ImageLibrary(images, SystemRunner(), Account(BUILD_UID, BUILD_UID))
-    image = asyncio.run(library.ensure("micro", (), lambda message, fraction: None))
-    return library.path(image)
+async def _images(folder: Path, arguments: Sequence[str]) -> list[Path]:
+    """Return the folders of the images that the tests need, built when they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library = ImageLibrary(folder, SystemRunner(), Account(BUILD_UID, BUILD_UID))
+    wanted: list[tuple[str, tuple[str, ...]]] = [("micro", ())]
+    # It takes minutes to copy: only for the tests that boot it.
+    if not arguments or any("test_many_clones" in argument for argument in arguments):
+        wanted.append(("debian:12", tuple(PACKAGES)))
+    return [
+        library.path(await library.ensure(*image, lambda message, fraction: None))
+        for image in wanted
+    ]
 
 
 def _check_kvm(host: NestedHost) -> None:
@@ -75,7 +89,8 @@ def _check_kvm(host: NestedHost) -> None:
 def _hold(host: NestedHost) -> None:
     home = host.daemon.home
     say(f"held until interrupted; reach it by: HANOK_HOME={home} hanok exec kvm -- COMMAND")
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 if __name__ == "__main__":

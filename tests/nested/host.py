@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import shlex
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from hanok.errors import AgentUnavailable
+from hanok.units import MIB
 from tests.daemon.harness import Daemon, new_daemon, wait_until
 from tests.nested.payload import CHECKOUT, IMAGES
 
@@ -28,8 +30,9 @@ _SPEC: dict[str, Any] = {
     "name": NAME,
     "image": "debian:12",
     "cpus": 2,
-    "memory": "6G",
-    "disk": "12G",
+    # So much that a hundred clones are admitted there; the disk is thin.
+    "memory": "8G",
+    "disk": "36G",
     "tcg_buffer": "512M",
     # It reaches nothing and nothing reaches it, but for its agent.
     "networks": [],
@@ -39,11 +42,13 @@ _SPEC: dict[str, Any] = {
         *("dnsmasq-base", "passt", "nftables", "iproute2", "openssh-client"),
     ],
 }
-_ARCHIVE = "/var/tmp/payload.tar.zst"
+_ARCHIVE = "/var/tmp/payload"
+# An agent takes no file of any size.
+_PIECE = 64 * MIB
 _PREPARE = f"""
 set -eu
-tar -C / --zstd -xf {_ARCHIVE}
-rm {_ARCHIVE}
+cat {_ARCHIVE}.* | tar -C / --zstd -x
+rm {_ARCHIVE}.*
 modprobe kvm_amd
 udevadm settle
 ls -l /dev/kvm
@@ -85,14 +90,23 @@ class NestedHost:
         return self.daemon.sh(NAME, script, limit)
 
     def ask(self, script: str) -> str:
-        """Run a script that may run twice: a busy host's agent may not answer for a while."""
+        """Run a script that may run twice: a busy host's agent may not answer for a while.
+
+        Raises Failed when the host itself has crashed.
+        """
         retrying = Retrying(
             stop=stop_after_delay(_SILENCE),
             wait=wait_fixed(_LOOK_EVERY),
             retry=retry_if_exception_type(AgentUnavailable),
             reraise=True,
         )
-        return retrying(self.sh, script)
+        return retrying(self._sh_alive, script)
+
+    def _sh_alive(self, script: str) -> str:
+        vm = self.daemon.client.vm(NAME)
+        if vm["state"] == "failed":
+            raise Failed(f"the nested host: {vm['reason']}")
+        return self.sh(script)
 
     def answers(self) -> bool:
         """Whether the daemon there has its socket."""
@@ -135,12 +149,20 @@ def nested_host(images: Path, payload: Path) -> Iterator[NestedHost]:
         say("booting the nested host (its image is built first when it is missing)")
         daemon.done(daemon.client.run(_SPEC))
         say("it is up; copying")
-        with payload.open("rb") as source:
-            daemon.client.write_file(NAME, _ARCHIVE, source, payload.stat().st_size)
+        _copy(daemon, payload)
         host = NestedHost(daemon)
-        say(host.sh(_PREPARE).strip())
+        say(host.sh(_PREPARE, 600).strip())
         wait_until(host.answers, 60, "the daemon in the nested host answers")
         yield host
+
+
+def _copy(daemon: Daemon, payload: Path) -> None:
+    with payload.open("rb") as source:
+        for number in itertools.count():
+            if not (piece := source.read(_PIECE)):
+                return
+            path = f"{_ARCHIVE}.{number:03}"
+            daemon.client.write_file(NAME, path, io.BytesIO(piece), len(piece))
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a nested host is given: this checkout, Python packages for its Python, the micro image."""
+"""What a nested host is given: this checkout, Python packages for its Python, images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +21,8 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x
 _NOT_NEEDED = ("pip*", "setuptools*", "mypy*", "*__mypyc*", "ruff*", "grimp*", "bin")
 
 
-def make_payload(work: Path, image: Path) -> Path:
-    """Return a compressed archive of it, to be unpacked at ``/``; ``image`` is micro's folder."""
+def make_payload(work: Path, images: Iterable[Path]) -> Path:
+    """Return a compressed archive of it, to be unpacked at ``/``; ``images`` are their folders."""
     packages = _packages()
     tree = work / "tree"
     checkout = tree / CHECKOUT
@@ -29,9 +30,8 @@ def make_payload(work: Path, image: Path) -> Path:
     _make_environment(checkout / ".venv", packages)
     # Saves minutes there, if this is the same Python; else it does no harm.
     compileall.compile_dir(checkout, quiet=2)
-    images = tree / IMAGES
-    images.mkdir(parents=True)
-    shutil.copytree(image, images / image.name)
+    for image in images:
+        shutil.copytree(image, tree / IMAGES / image.name)
     archive = work / "payload.tar.zst"
     pack = ["tar", "--use-compress-program=zstd -T2 -6", "--owner=0", "--group=0", "--sort=name"]
     _run([*pack, "-cf", str(archive), "-C", str(tree), "."])
