@@ -54,6 +54,7 @@ _SECTIONS = {
     "Hosts": {
         "host": Lazy("host", "host", "Show this host, or probe its hypervisors again."),
         "fit": Lazy("host", "fit", "Tell how many more VMs or clones fit."),
+        "lab": Lazy("lab", "lab", "Make hosts of nothing: VMs that run this Hanok."),
         "remote": Lazy("remotes", "remote", "Add, list, use and remove remote hosts."),
         "events": Lazy("logs", "events", "Print what happened, or follow what happens."),
         "operations": Lazy("operations", "operations", "List, show, follow and cancel long work."),

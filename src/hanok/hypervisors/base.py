@@ -60,7 +60,7 @@ class Machine:
     """Everything a hypervisor needs to know to run one VM; made from a VmRecord and its image.
 
     ``folder`` belongs to ``account`` and is the only place where the hypervisor's process writes,
-    besides its disks. ``memory`` and ``tcg_buffer`` are bytes.
+    besides its disks. ``memory`` and ``tcg_buffer`` are bytes. ``nested``: its CPU may virtualize.
     """
 
     uuid: str
@@ -77,6 +77,7 @@ class Machine:
     agent: bool = True
     machine_type: str | None = None
     tcg_buffer: int | None = None
+    nested: bool = True
     frozen: Frozen | None = None
 
 

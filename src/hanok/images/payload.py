@@ -217,6 +217,7 @@ def _write_environment(work: Path) -> None:
     folder.mkdir()
     (folder / "python3").symlink_to("/usr/bin/python3")
     (folder / "hanok").write_text(_COMMAND)
+    _copy(_root() / "images/files/lab/welcome", folder / "welcome")
 
 
 async def _fetch_wheels(packages: list[Package], site: Path, runner: Runner) -> None:

@@ -111,6 +111,9 @@ class VmSpec(Frozen):
     user_data: str | None = Field(default=None, max_length=128 * 1024, repr=False)
     ready: Ready = Ready()
     tcg_buffer: Size | None = Field(default=None, ge=8 * MIB, le=2 * GIB, description="bytes")
+    nested: bool = Field(
+        default=True, description="it may run VMs with KVM itself, where the host's CPU allows it"
+    )
     cold: bool = Field(default=False, description="boot, even where a warm template is at hand")
 
     @field_validator("user_data")

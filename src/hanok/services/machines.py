@@ -177,6 +177,7 @@ def machine_of(settings: Settings, record: VmRecord, image: Image, image_folder:
         agent=image.agent,
         machine_type=record.machine_type,
         tcg_buffer=record.spec.tcg_buffer,
+        nested=record.spec.nested,
     )
 
 

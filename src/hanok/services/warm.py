@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hanok.errors import HanokError
 from hanok.hypervisors.base import Machine, Nic
 from hanok.hypervisors.optional import CanFreeze
-from hanok.images.recipes import resolve
+from hanok.images.recipes import LAB, resolve
 from hanok.model.operation import OperationState
 from hanok.model.template import TemplateOwner, TemplateRecord, TemplateState
 from hanok.model.vm import VmRecord, VmSpec
@@ -94,6 +94,7 @@ class WarmStarts:
             "mode": str(hypervisor.choose_mode(spec.mode)),
             "networks": len(spec.networks),
             "tcg_buffer": spec.tcg_buffer,
+            "nested": spec.nested,
             "ready": spec.ready.model_dump(mode="json"),
             "fingerprint": fingerprint,
         }
@@ -104,6 +105,8 @@ class WarmStarts:
         """Have a warm template made, in the background, of what ``record`` has just booted."""
         limit = self._parts.settings.warm_limit
         if limit == 0 or record.internal or record.clone is not None:
+            return
+        if record.spec.image == LAB:  # whoever makes a lab freezes a host of it
             return
         if self._why_cold(record.spec.model_copy(update={"cold": False})) is not None:
             return

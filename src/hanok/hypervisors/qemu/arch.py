@@ -29,7 +29,8 @@ class Architecture:
 
     ``machine_prefix`` starts the names of the versioned machine types. The CPU models:
     ``cpu_translated`` for TCG; ``cpu_para`` and ``cpu_full`` for KVM, the latter without anything
-    that tells the guest that it is virtualized.
+    that tells the guest that it is virtualized; ``cpu_not_nested`` takes from each of them what a
+    hypervisor in the guest needs.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Architecture:
     cpu_translated: str
     cpu_para: str
     cpu_full: str
+    cpu_not_nested: str
     overhead: OverheadFigures
 
 
@@ -51,6 +53,7 @@ X86_64 = Architecture(
     cpu_translated="max,la57=off",
     cpu_para="host",
     cpu_full="host,kvm=off,hypervisor=off",
+    cpu_not_nested="svm=off,vmx=off",
     # Measured with QEMU 7.2 and the guest micro: PSS of a lone process without guest RAM and
     # translated code, libraries counted whole. A kernel in ELF form is a mapped file, pages of
     # which are dropped when memory is short: without it 27-31 MiB, idle and under load, in both

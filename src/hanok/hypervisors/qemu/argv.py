@@ -212,17 +212,23 @@ def _processor(machine: Machine, platform: Platform) -> list[str]:
     buffer = machine.tcg_buffer or default_tcg_buffer(machine.memory)
     return [
         *_accelerator(platform, buffer),
-        *("-cpu", guest_cpu(machine.mode, platform)),
+        *("-cpu", guest_cpu(machine.mode, platform, nested=machine.nested)),
         *("-smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"),
     ]
 
 
-def guest_cpu(mode: Mode, platform: Platform) -> str:
-    """Return the CPU model that guests in ``mode`` get."""
+def guest_cpu(mode: Mode, platform: Platform, *, nested: bool = True) -> str:
+    """Return the CPU model that guests in ``mode`` get.
+
+    Without ``nested`` it lacks what KVM in the guest would need; with it, it has that where the
+    accelerator offers it (TCG does on x86: SVM).
+    """
     row = platform.architecture
     if platform.accelerator != "kvm":
-        return row.cpu_translated
-    return row.cpu_para if mode is Mode.PARA else row.cpu_full
+        model = row.cpu_translated
+    else:
+        model = row.cpu_para if mode is Mode.PARA else row.cpu_full
+    return model if nested else f"{model},{row.cpu_not_nested}"
 
 
 # All three back ends have the same id, so that the block of RAM has the same name: it is named in
