@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -39,8 +40,13 @@ from hanok.proc import Account, SystemRunner
 from hanok.services.bundle import Services, make_services
 from hanok.services.events import EventLog
 from hanok.services.failpoints import Failpoints
+from hanok.services.machines import account_of
 from hanok.services.parts import Parts, is_up
+from hanok.store.base import Store
 from hanok.store.sqlite import SqliteStore
+from hanok.systemd.names import vm_limits
+from hanok.systemd.runner import ScopedRunner
+from hanok.systemd.scopes import Charge, find_scopes
 
 _log = logging.getLogger("hanokd")
 _LOG_SIZE = 4 * 1024 * 1024
@@ -171,9 +177,12 @@ async def serve(settings: Settings) -> None:
                 server.beside = await make_tls_server(services, guard, door)
             stack.enter_context(heeding_hangup(services, server))
             await services.recovery.run()
+            await services.parts.scopes.adopt(settings.home)
+            await services.departure.come_back()
             if server.beside is not None:
                 await stack.enter_async_context(served_beside(server.beside, door))
             await serve_socket(settings, services, activity, server)
+            await services.departure.leave()
     finally:
         await services.close()
         _log.info("hanokd ended; what ran goes on")
@@ -283,9 +292,11 @@ async def make_daemon(settings: Settings) -> Services:
     """Return the services on the backends that ``settings`` ask for."""
     store = SqliteStore(settings.database)
     await store.open()
-    runner = SystemRunner()
+    runner = ScopedRunner()
     images = ImageLibrary(settings.images, runner, _build_account(settings))
     hypervisor, networks = make_backends(settings, runner, images)
+    if settings.hypervisor != "fake":
+        runner.scopes = find_scopes(runner, partial(_charge_of, store, hypervisor))
     parts = Parts(
         settings=settings,
         store=store,
@@ -295,8 +306,22 @@ async def make_daemon(settings: Settings) -> Services:
         images=images,
         runner=runner,
         failpoints=Failpoints(settings.failpoint),
+        scopes=runner.scopes,
     )
     return make_services(parts)
+
+
+async def _charge_of(store: Store, hypervisor: Hypervisor, uuid: str) -> Charge | None:
+    """Return what the scope of a VM may take: what placement counts for it."""
+    record = await store.find_vm(uuid)
+    if record is None:
+        return None
+    spec = record.spec
+    overhead = hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer)
+    account = account_of(record.uid)
+    return Charge(
+        vm_limits(spec.cpus, spec.memory, overhead), account.uid if account is not None else None
+    )
 
 
 def _build_account(settings: Settings) -> Account | None:

@@ -64,6 +64,7 @@ class Settings:
     ``kvm_limit``: seconds that a guest may take to boot when KVM is measured, by HANOK_KVM_LIMIT
     (None: as long as the driver finds right).
     ``listen``: where to answer over the network, by HANOK_LISTEN; None: nowhere.
+    ``on_stop``: what ``systemctl stop`` does to the VMs, by HANOK_ON_STOP: leave or shutdown.
     """
 
     home: Path
@@ -77,6 +78,7 @@ class Settings:
     warm_limit: int = 4
     kvm_limit: float | None = None
     listen: Listen | None = None
+    on_stop: str = "leave"
 
     @property
     def socket(self) -> Path:
@@ -171,6 +173,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         warm_limit=_count(environ, "HANOK_WARM", 4),
         kvm_limit=_seconds(environ, "HANOK_KVM_LIMIT"),
         listen=_listen(environ),
+        on_stop=_on_stop(environ),
         shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
 
@@ -205,6 +208,15 @@ def _listen(environ: Mapping[str, str]) -> Listen | None:
             expected="ADDRESS:PORT, such as 0.0.0.0:7443 or [::]:7443",
         ) from None
     return Listen(str(address), int(port))
+
+
+def _on_stop(environ: Mapping[str, str]) -> str:
+    text = environ.get("HANOK_ON_STOP") or "leave"
+    if text not in ("leave", "shutdown"):
+        raise InvalidInput(
+            f"HANOK_ON_STOP is {text!r}", field="HANOK_ON_STOP", expected="leave or shutdown"
+        )
+    return text
 
 
 def _seconds(environ: Mapping[str, str], name: str) -> float | None:

@@ -18,7 +18,7 @@ _SHORTEST_SPAN = 3
 
 if TYPE_CHECKING:
     from hanok.client.remotes import Remote
-    from hanok.model.views import PortView, VmDetail, VmView
+    from hanok.model.views import LimitsView, PortView, VmDetail, VmView
 
 
 @click.command(
@@ -250,6 +250,7 @@ def print_vm(out: Output, vm: VmDetail, remote: Remote | None = None) -> None:
             ("machine", vm["machine_type"]),
             ("vCPUs", str(vm["cpus"])),
             ("memory", overhead),
+            ("limits", limits_text(vm.get("limits"))),
             ("disk", format_size(vm["disk"])),
             ("networks", "\n".join(_nics(vm)) or None),
             ("ports", ports_there(vm["ports"], remote)),
@@ -264,6 +265,20 @@ def print_vm(out: Output, vm: VmDetail, remote: Remote | None = None) -> None:
             ("evidence", "\n".join(_evidence(vm)) or None),
         ]
     )
+
+
+def limits_text(limits: LimitsView | None) -> str | None:
+    """Return the limits that hold for a VM in words, or why none do; None when it is not up."""
+    if limits is None:
+        return None
+    memory, tasks, weight = limits["memory"], limits["tasks"], limits["cpu_weight"]
+    parts = [
+        None if memory is None else f"memory {format_size(memory)}",
+        None if tasks is None else f"{tasks} tasks",
+        None if weight is None else f"CPU weight {weight}",
+    ]
+    text = ", ".join(part for part in parts if part is not None) or "none"
+    return text if limits["reason"] is None else f"{text} ({limits['reason']})"
 
 
 def _nics(vm: VmDetail) -> list[str]:

@@ -53,6 +53,16 @@ class VmView(TypedDict):
     clone: str | None
 
 
+class LimitsView(TypedDict):
+    """The limits of a VM's cgroup: bytes, threads, share of CPU time; ``reason`` why not all."""
+
+    unit: str | None
+    memory: int | None
+    tasks: int | None
+    cpu_weight: int | None
+    reason: str | None
+
+
 class VmDetail(VmView):
     """A VM with everything that ``hanok show`` tells."""
 
@@ -72,6 +82,7 @@ class VmDetail(VmView):
     packages: list[str]
     user_data: str | None
     pid: int | None
+    limits: LimitsView | None
 
 
 class ExecView(TypedDict):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from hanok.services.capacity import CapacityService
 from hanok.services.clones import CloneService
+from hanok.services.departure import Departure
 from hanok.services.drafts import Drafts
 from hanok.services.entrance import Entrance
 from hanok.services.guests import Guests
@@ -24,6 +26,7 @@ from hanok.services.views import Views
 from hanok.services.vms import VmService
 from hanok.services.warm import WarmStarts
 from hanok.services.warmup import WarmMaker
+from hanok.systemd.stop import why_ending
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Services:
     capacity: CapacityService
     views: Views
     recovery: Recovery
+    departure: Departure
     host: HostService
     tokens: TokenService
     entrance: Entrance
 
     async def close(self) -> None:
         """Let go of everything; nothing that runs is stopped."""
+        await self.departure.close()
         await self.recovery.close()
         await self.operations.close()
         self.parts.events.end()
@@ -57,6 +62,7 @@ class Services:
         await self.parts.hypervisor.close()
         await self.parts.networks.close()
         self.memories.close()
+        await self.parts.scopes.close()
         await self.tokens.close()
         await self.parts.store.close()
 
@@ -92,5 +98,6 @@ def make_services(parts: Parts) -> Services:
         host=HostService(parts, operations),
         tokens=TokenService(parts.store, parts.events),
         entrance=entrance,
+        departure=Departure(parts, vms, operations, partial(why_ending, parts.runner)),
         recovery=Recovery(parts, guests, lifecycle, vms, templates, operations),
     )

@@ -20,6 +20,7 @@ from hanok.services.events import EventLog, make_event
 from hanok.services.failpoints import Failpoints
 from hanok.services.machines import machine_of
 from hanok.store.base import PutVm, Store
+from hanok.systemd.scopes import NoScopes, Scopes
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Parts:
     runner: Runner
     failpoints: Failpoints
     locks: Locks = field(default_factory=Locks)
+    scopes: Scopes = field(default_factory=NoScopes)
 
     async def vm(self, name_or_uuid: str) -> VmRecord:
         """Return a VM by name or uuid. Raises NotFound with the nearest name."""

@@ -11,7 +11,7 @@ from hanok import __version__
 from hanok.errors import HanokError
 from hanok.hypervisors.base import Statistics
 from hanok.model.host import HypervisorFacts, Room
-from hanok.model.views import HostView, NicView, PortView, RoomView, VmDetail, VmView
+from hanok.model.views import HostView, LimitsView, NicView, PortView, RoomView, VmDetail, VmView
 from hanok.model.vm import VmRecord, Wanted
 from hanok.services.capacity import CapacityService
 from hanok.services.entrance import Entrance
@@ -94,6 +94,19 @@ class Views:
             packages=list(spec.packages),
             user_data="(redacted)" if spec.user_data else None,
             pid=None,
+            limits=self._limits(record),
+        )
+
+    def _limits(self, record: VmRecord) -> LimitsView | None:
+        if not is_up(record):
+            return None
+        held = self._parts.scopes.held(record.uuid)
+        return LimitsView(
+            unit=held.unit,
+            memory=held.memory,
+            tasks=held.tasks,
+            cpu_weight=held.cpu_weight,
+            reason=held.reason,
         )
 
     async def _statistics(self, record: VmRecord) -> Statistics | None:

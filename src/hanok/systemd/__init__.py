@@ -1,0 +1,1 @@
+"""What Hanok asks of systemd, where that runs: scopes with limits, and why the daemon ends."""

@@ -1,0 +1,1 @@
+"""Tests of what is asked of systemd; the real one runs by ``python -m tests.systemd``."""
