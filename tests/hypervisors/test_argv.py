@@ -53,6 +53,7 @@ ROOT = Disk(
 )
 SEED = Disk("seed", FOLDER / "seed.iso", DiskFormat.RAW, read_only=True)
 DATA = Disk("data", FOLDER / "data.raw", DiskFormat.RAW)
+MORE = Disk("hanok.img", IMAGE / "hanok.img", DiskFormat.RAW, read_only=True)
 NIC = Nic("52:54:00:11:22:33", "default")
 SECOND_NIC = Nic("52:54:00:44:55:66", "back")
 PARA = Machine(
@@ -110,6 +111,10 @@ CASES = {
     "para-no-sandbox": (PARA, BARE, (7,)),
     "commas": (COMMAS, TCG, (7,)),
     "clone": (CLONE, TCG, (7,)),
+    "para-not-nested-tcg": (dataclasses.replace(PARA, nested=False), TCG, (7,)),
+    "para-not-nested-kvm": (dataclasses.replace(PARA, nested=False), KVM, (7,)),
+    "full-not-nested-kvm": (dataclasses.replace(FULL, nested=False), KVM, (7,)),
+    "para-more-disks": (dataclasses.replace(PARA, disks=(ROOT, MORE, SEED)), TCG, (7,)),
 }
 
 
