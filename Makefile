@@ -7,11 +7,11 @@ BIN := .venv/bin
 STACK ?= examples/three-servers.yaml
 PYTEST_ARGS ?=
 
-.PHONY: help setup up down test test-kvm check bench clean lock
+.PHONY: help setup up down test test-kvm test-systemd check bench clean lock
 
 help: ## show this list
 	@echo "Hanok: one server, many machines. What you can make:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: system packages by apt, and .venv (seconds when all is there)
 	@scripts/setup.sh
@@ -27,6 +27,10 @@ test: setup ## run the whole suite, real VMs included (PYTEST_ARGS="-k name" for
 
 test-kvm: setup ## the tests of QEMU and clones on real KVM, in a nested host (more than an hour)
 	@scripts/as-root.sh $(BIN)/python -m tests.nested $(PYTEST_ARGS)
+
+test-systemd: setup ## the tests of the service, in a host with a real systemd (quarter of an hour)
+	@scripts/as-root.sh env HANOK_TEST_SYSTEMD=1 $(BIN)/python -m pytest -v -ra tests/systemd \
+	  $(PYTEST_ARGS)
 
 check: setup ## quick checks: lint, format, types, import rules, tests without VMs
 	$(BIN)/ruff check .
