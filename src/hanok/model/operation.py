@@ -5,9 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, FieldSerializationInfo, field_serializer
 
 from hanok.model.base import Frozen
+
+KEPT = {"kept": True}  # the context in which arguments are written whole: for the store alone
+_NOT_SHOWN = "user_data"
+_REDACTED = "(redacted)"
 
 
 class OperationState(StrEnum):
@@ -52,6 +56,20 @@ class Operation(Frozen):
     arguments: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=False)
     created: float = 0
     finished: float | None = None
+
+    @field_serializer("arguments")
+    def _without_secrets(self, value: dict[str, Any], info: FieldSerializationInfo) -> Any:
+        """Leave out what only the operation's own handler may see: a viewer may list them all."""
+        return value if info.context == KEPT else _redacted(value)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _REDACTED if key == _NOT_SHOWN and one else _redacted(one)
+            for key, one in value.items()
+        }
+    return [_redacted(one) for one in value] if isinstance(value, list) else value
 
 
 class Event(Frozen):

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from hanok.errors import Conflict, HostError
 from hanok.model.network import NetworkRecord
-from hanok.model.operation import Event, Operation
+from hanok.model.operation import KEPT, Event, Operation
 from hanok.model.template import TemplateRecord
 from hanok.model.token import TokenRecord
 from hanok.model.vm import VmRecord
@@ -269,7 +269,7 @@ def _put_operation(database: sqlite3.Connection, operation: Operation) -> None:
     final = int(operation.state.is_final)
     database.execute(
         "INSERT OR REPLACE INTO operations VALUES (?, ?, ?, ?)",
-        (operation.id, operation.created, final, operation.model_dump_json()),
+        (operation.id, operation.created, final, operation.model_dump_json(context=KEPT)),
     )
     if final:
         database.execute(
