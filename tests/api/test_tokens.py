@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import sqlite3
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from hanok.errors import Conflict, InvalidInput, NotFound
 from hanok.model.token import TokenRequest
-from hanok.services.entrance import Entrance
+from hanok.services.entrance import Entrance, make_certificate
 from hanok.services.events import EventLog
 from hanok.services.tokens import TokenService
 from hanok.store.sqlite import SqliteStore
 from tests.api.conftest import Host
 from tests.api.wire import HANDSHAKE, bearer, head, read_to_end
 from tests.daemon.harness import wait_until
+from tests.machine import patient
 
 
 def is_good(host: Host, token: str) -> bool:
@@ -169,6 +180,28 @@ def test_a_certificate_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
     again = Entrance(keys)
     again.context()
     assert again.fingerprint == entrance.fingerprint
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    """In a terminal of its own, where OpenSSL would ask and wait."""
+    key, certificate = make_certificate()
+    (tmp_path / "tls.crt").write_bytes(certificate)
+    locked = load_pem_private_key(key, None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    (tmp_path / "tls.key").write_bytes(locked)
+    code = f"from hanok.services.entrance import *; Entrance(Path({str(tmp_path)!r})).context()"
+    ours, its = pty.openpty()
+    try:
+        done = subprocess.run(
+            ["setsid", "--ctty", "--wait", sys.executable, "-P", "-c", code],
+            stdin=its, capture_output=True, text=True, timeout=patient(30), check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert "HostError: the certificate" in done.stderr
+    assert (tmp_path / "tls.key").read_bytes() == locked
 
 
 def kept_use(host: Host) -> float | None:

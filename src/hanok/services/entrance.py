@@ -50,7 +50,8 @@ class Entrance:
         try:
             if not (self.certificate.exists() and self.key.exists()):
                 self._make()
-            context.load_cert_chain(self.certificate, self.key)
+            # Without this OpenSSL asks a terminal for the passphrase of a key that has one.
+            context.load_cert_chain(self.certificate, self.key, password="")
             self.fingerprint = fingerprint_of(self.certificate.read_text())
         except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
             raise HostError(
