@@ -427,6 +427,26 @@ def test_ssh_to_a_guest_of_a_remote(hanok: Hanok, book: RemoteBook, said: Path) 
     assert words[words.index("--remote") :] == ["--remote", "lab", "proxy", "--", "web", "22"]
 
 
+@pytest.mark.parametrize("words", [("ssh", "web"), ("ssh", "web", "--", "ls")])
+def test_a_remote_gives_ssh_no_options(
+    hanok: Hanok, book: RemoteBook, said: Path, words: tuple[str, ...]
+) -> None:
+    """ssh would run a program here for some."""
+    told = answer(200, json.dumps({**VIEW, "user": "-oKnownHostsCommand=/bin/sh -c id"}).encode())
+
+    def talk(place: Place, sock: socket.socket) -> None:
+        while place.read_request(sock):
+            sock.sendall(told)
+
+    with tls_place(talk) as place:
+        book.put(added(place))
+        done = hanok("--remote", "lab", *words)
+        assert done.returncode == 1
+        assert "a user for SSH that is none" in done.stderr
+        assert b"/exec" not in b"".join(place.heard)
+    assert not said.exists()
+
+
 def test_a_guest_that_takes_no_key_is_told(hanok: Hanok, book: RemoteBook, said: Path) -> None:
     refused = {"exit_status": 1, "stdout": "", "stderr": "bm8gc3VjaCB1c2Vy", "truncated": False}
 

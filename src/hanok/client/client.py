@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 _RECONNECT_PAUSE = 0.2
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class Client:
@@ -166,7 +168,14 @@ class Client:
 
     def ssh(self, name: str) -> SshView:
         """Return how to reach the guest by SSH. Raises Unsupported when it has none."""
-        return cast("SshView", self._call("GET", f"vms/{_segment(name)}/ssh"))
+        view = cast("SshView", self._call("GET", f"vms/{_segment(name)}/ssh"))
+        # It becomes an argument of ssh, which takes what begins with a dash for an option, and
+        # options run programs here. A remote host has no say in what runs on this machine.
+        if not _USER.fullmatch(view["user"]):
+            raise HanokError(
+                f"the host answered with a user for SSH that is none: {view['user']!r}"
+            )
+        return view
 
     def logs(self, name: str, *, lines: int | None, follow: bool) -> Iterator[bytes]:
         """Yield the console's log in pieces as they come."""
