@@ -69,7 +69,7 @@ class Client:
             return None
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HanokError("the daemon's answer is not JSON") from error
 
     # Host and daemon

@@ -25,7 +25,8 @@ from hanok.errors import DaemonUnreachable, HanokError, TimedOut, all_error_type
 _CHUNK = 65536
 _EXPECT = b"Expect: 100-continue"
 _CONTINUE, _NO_CONTENT = 100, 204
-_SMALL = 64 * 1024 * 1024  # no JSON answer of the API is anywhere near
+_SMALL = 64 * 1024 * 1024  # no JSON answer of the API is anywhere near, and no line of a stream
+_LARGEST_HEAD = 256 * 1024
 # uvicorn ends a connection on which nothing came for 5 s; one that is nearly as old is not used.
 _KEEP_SECONDS = 2.0
 
@@ -95,9 +96,13 @@ class Response:
         self._collector = _Collector()
         self._parser = httptools.HttpResponseParser(self._collector)
         self._heard = False
+        size = 0
         while not self._collector.headers_done:
-            if not self._feed():
+            if not (came := self._feed()):
                 raise _NoAnswerError
+            size += came
+            if size > _LARGEST_HEAD:
+                raise DaemonUnreachable(f"what answers for {peer.name} does not come to an end")
         self.status = self._parser.get_status_code()
         self.headers: Mapping[str, str] = self._collector.headers
 
@@ -110,8 +115,8 @@ class Response:
         ends = "close" in self.headers.get("connection", "").lower()
         return whole and told and not ends and self._parser.get_http_version() == "1.1"
 
-    def _feed(self) -> bool:
-        """Read once from the socket; return False at its end."""
+    def _feed(self) -> int:
+        """Read once from the socket; return how many bytes came, 0 at its end."""
         try:
             data = self._sock.recv(_CHUNK)
         except TimeoutError:
@@ -125,7 +130,7 @@ class Response:
                 f"the connection to {self._peer.name} broke: {error}"
             ) from error
         if not data:
-            return False
+            return 0
         self._heard = True
         try:
             self._parser.feed_data(data)
@@ -133,7 +138,7 @@ class Response:
             raise DaemonUnreachable(
                 f"what answers for {self._peer.name} does not speak HTTP: {error}"
             ) from error
-        return True
+        return len(data)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body in pieces as they arrive.
@@ -162,6 +167,8 @@ class Response:
         for chunk in self.chunks():
             *whole, rest = (rest + chunk).split(b"\n")
             yield from whole
+            if len(rest) > _SMALL:
+                raise HanokError("a line of the daemon's answer is too large")
         if rest:
             yield rest
 
@@ -179,7 +186,7 @@ class Response:
         data = self.read()
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HanokError("the daemon's answer is not JSON") from error
 
 
@@ -343,14 +350,12 @@ def error_of(body: bytes, status: int, who: str = "the daemon") -> HanokError:
     try:
         problem = json.loads(body)
         kind = all_error_types().get(str(problem.get("code")), HanokError)
-        detail = problem.get("detail")
-    except (ValueError, AttributeError):
+        told = {name: one for name, one in problem.items() if isinstance(one, str)}
+    except (ValueError, RecursionError, AttributeError):
         return HanokError(f"{who} answered with status {status}")
-    if not isinstance(detail, str):
-        detail = f"{who} answered with status {status}"
     return kind(
-        detail,
-        field=problem.get("field"),
-        expected=problem.get("expected"),
-        hint=problem.get("hint"),
+        told.get("detail", f"{who} answered with status {status}"),
+        field=told.get("field"),
+        expected=told.get("expected"),
+        hint=told.get("hint"),
     )
