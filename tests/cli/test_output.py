@@ -51,6 +51,21 @@ def test_control_characters_of_guests_are_taken_out() -> None:
     assert draw_table(("A",), [(Cell("x\x1by\nz"),)], 80)[1][0].text == "x?y z"
 
 
+def test_a_line_shows_what_a_host_says_and_does_not_obey_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A remote host chooses its version, names and paths: half a character, or a turned one."""
+    out = Output()
+    said = "9\x1b]0;title\x07\ud800\u202ereversed"
+    out.line(said)
+    out.note(said)
+    out.pairs([("answers", said)])
+    found = capfd.readouterr()
+    shown = "9?]0;title???reversed"
+    assert found.out == f"{shown}\nanswers  {shown}\n"
+    assert found.err == f"{shown}\n"
+
+
 @pytest.mark.parametrize(
     ("line", "shown"),
     [

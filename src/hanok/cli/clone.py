@@ -109,7 +109,7 @@ def _print(session: Session, template: str, final: OperationWire) -> None:
     took = None if finished is None else seconds(finished - final["created"])
     session.out.line(summary(names, template) + (f", {took}" if took else ""))
     if names:
-        session.out.line(f"Try: {session.program} exec {printable(names[0])} -- uname -a")
+        session.out.line(f"Try: {session.program} exec {names[0]} -- uname -a")
 
 
 def summary(names: Sequence[str], template: str) -> str:

@@ -42,7 +42,8 @@ _STATE_STYLES = {
     "cancelled": "yellow",
 }
 # All control characters but line feed and tab; the C1 ones start sequences in some terminals too.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Then what turns the direction of text, and halves of characters, which cannot be written at all.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Cell(NamedTuple):
@@ -58,7 +59,7 @@ def state_cell(state: str) -> Cell:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without control characters: guests have a hand in some of what is shown."""
+    """Return ``text`` without control characters: guests and hosts have a hand in what is shown."""
     return _CONTROL.sub("?", text)
 
 
@@ -77,12 +78,12 @@ class Output:
     def line(self, text: str = "") -> None:
         """Print a line for people, which programs do not get."""
         if not self.as_json:
-            print(text)
+            print(printable(text))
 
     def note(self, text: str) -> None:
         """Print a line on standard error for people, which programs do not get."""
         if not self.as_json:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> None:
         """Print a table with ``titles``; a title that starts with ``>`` is set to the right."""
@@ -96,6 +97,8 @@ class Output:
 
         On a terminal long values are folded between words; elsewhere a line stays a line.
         """
+        if self.as_json:
+            return
         shown = [(name, value) for name, value in pairs if value is not None]
         widest = max((len(name) for name, _ in shown), default=0)
         room = width_of(sys.stdout) - widest - len(_GAP) if sys.stdout.isatty() else None
@@ -104,7 +107,7 @@ class Output:
             lines = _wrap(printable(cell.text), room)
             text = ("\n" + " " * (widest + len(_GAP))).join(lines)
             label = self.paint(f"{name:<{widest}}", "dim", sys.stdout)
-            self.line(f"{label}{_GAP}{self.paint(text, cell.style, sys.stdout)}")
+            print(f"{label}{_GAP}{self.paint(text, cell.style, sys.stdout)}")
 
     def paint(self, text: str, style: str | None, stream: TextIO) -> str:
         """Return ``text`` in ``style``, or as it is where colours are not wanted."""

@@ -18,7 +18,7 @@ from hanok.cli.base import (
     pass_session,
 )
 from hanok.cli.listing import counted, spans, when, when_shortly
-from hanok.cli.output import Cell, printable
+from hanok.cli.output import Cell
 from hanok.cli.progress import follow
 from hanok.errors import HanokError
 from hanok.units import format_size
@@ -140,7 +140,7 @@ def create(session: Session, name: str, source: str) -> None:
     session.out.line(f"{name} is made of {source}: {_size(made['size'])} on disk.")
     reason = _reason(made)
     if reason is not None:
-        session.out.line(f"It cannot be cloned instantly: {printable(reason)}")
+        session.out.line(f"It cannot be cloned instantly: {reason}")
     session.out.line(f"Try: {session.program} clone {name} --count 3 --name {name}-{{n}}")
 
 
