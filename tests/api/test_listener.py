@@ -64,6 +64,18 @@ def test_large_headers_are_not_answered(host: Host, is_known: bool, end: bytes) 
     assert host.wire.send(b"GET /" + b"x" * HEAD_SIZE + request[4:] + end).raw == b""
 
 
+@pytest.mark.parametrize("beside", [b"0\r\nX: ", b"5;x="])
+def test_what_is_beside_a_body_has_an_end(host: Host, beside: bytes) -> None:
+    """A trailer and the extension of a chunk, of a request that has its answer already."""
+    header = bearer(host.token("one", "viewer"))
+    chunked = head("GET", "/v1/version", header, "Transfer-Encoding: chunked")
+    with host.wire.open() as tls:
+        tls.sendall(chunked.replace(b"Connection: close\r\n", b"") + b"2\r\n{}\r\n" + beside)
+        assert tls.recv(65536).startswith(b"HTTP/1.1 200")
+        with pytest.raises((BrokenPipeError, ConnectionResetError, ssl.SSLError)):
+            tls.sendall(b"x" * HEAD_SIZE * 1000)
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [

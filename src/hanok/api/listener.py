@@ -85,6 +85,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._chunk = 0  # bytes that just came
         self._head_size = 0  # bytes that came while the head was not whole
         self._counted = 0  # bytes of the head that the parser has told of
+        self._beside = 0  # bytes after a head that are no body: the parser keeps a trailer whole
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -106,8 +107,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._chunk = len(data)
         if not self._head_done:
             self._head_size += self._chunk
+        else:
+            self._beside += self._chunk
         super().data_received(data)
-        if not self._head_done and self._head_size > HEAD_SIZE:
+        if self._beside > HEAD_SIZE or (not self._head_done and self._head_size > HEAD_SIZE):
             self.transport.abort()
 
     def _expect_head(self) -> None:
@@ -148,10 +151,16 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop counting a connection with a good token as a stranger's; begin the request."""
         self._head_done = True
+        self._beside = 0
         self._stop_timer()
         if self._guard.find(self.headers) is not None:
             self._strangers.discard(self)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._beside = 0
+        super().on_body(body)
 
     def handle_websocket_upgrade(self) -> None:
         """Hand over to the WebSocket library, which would answer a bad handshake by itself."""
