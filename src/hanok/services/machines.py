@@ -100,6 +100,7 @@ def account_of(uid: int) -> Account | None:
 def make_folders(files: VmFiles, account: Account | None) -> None:
     """Make the VM's folders; the inner one is readable by its account alone."""
     files.folder.mkdir(mode=0o711, exist_ok=True)
+    files.folder.chmod(0o711)  # a service's umask may be stricter, and then its account stays out
     files.machine.mkdir(mode=0o700, exist_ok=True)
     if account is not None:
         os.chown(files.machine, account.uid, account.gid)

@@ -254,6 +254,7 @@ class TemplateService:
             files = template_files(self._parts.settings, record.id)
             _remove(files.folder)
             files.folder.parent.mkdir(mode=0o711, exist_ok=True)
+            files.folder.parent.chmod(0o711)
             files.folder.mkdir(mode=0o711)
             files.folder.chmod(0o711)
             undo.callback(_remove, files.folder)
