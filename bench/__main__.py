@@ -21,6 +21,7 @@ from rich.console import Console
 
 from bench.clones import PARTS, Options, measure_clones
 from bench.hanok import Hanok, own_hanok
+from bench.lab import measure_lab
 from bench.machine import resident
 from bench.plain import Guest, seconds_to_ready
 from bench.plot import plot_clones
@@ -169,6 +170,10 @@ class Bench:
         """What a remote adds to each command: see bench/remote.py."""
         measure_remote(self.report, self.console, self.rounds)
 
+    def lab(self) -> None:
+        """Virtual physical servers: see bench/lab.py."""
+        measure_lab(self.report, self.console, self.rounds)
+
 
 _GROUPS: dict[str, Callable[[Bench], None]] = {
     "three-servers": Bench.three_servers,
@@ -176,6 +181,7 @@ _GROUPS: dict[str, Callable[[Bench], None]] = {
     "list": Bench.listing,
     "clones": Bench.clones,
     "remote": Bench.remote,
+    "lab": Bench.lab,
 }
 
 
