@@ -433,7 +433,7 @@ def test_completion_of_commands_options_and_names(api: StandIn, hanok: Hanok) ->
         }
         return [line.partition(",")[2] for line in hanok().stdout.splitlines()]
 
-    assert {"list", "logs"} == set(complete("hanok l"))
+    assert {"lab", "list", "logs"} == set(complete("hanok l"))
     assert complete("hanok show w") == ["web"]
     assert "--publish" in complete("hanok run --pu")
     assert complete("hanok network cr") == ["create"]

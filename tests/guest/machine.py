@@ -16,20 +16,19 @@ from hanok.model.vm import Mode
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
+IDENTITY_PORT = "-device virtserialport,chardev=identity,name=hanok.identity.0"
 _DEVICES = {
     Mode.PARA: [
         "-device virtio-blk-pci,drive=root",
         "-device virtio-net-pci,romfile=",
         "-device virtio-serial-pci",
         "-device virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
-        "-device virtserialport,chardev=identity,name=hanok.identity.0",
+        IDENTITY_PORT,
     ],
     Mode.FULL: [
         "-device ide-hd,drive=root,bus=ide.0",
         "-device e1000e,romfile=",
         "-device isa-serial,chardev=agent,index=1",
-        "-device virtio-serial-pci",
-        "-device virtserialport,chardev=identity,name=hanok.identity.0",
     ],
 }
 

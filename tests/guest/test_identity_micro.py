@@ -26,7 +26,7 @@ from hanok.guest.identity import (
 from hanok.guest.readiness import wait_ready
 from hanok.model.image import Image
 from hanok.model.vm import Mode, Ready
-from tests.guest.machine import Guest, boot
+from tests.guest.machine import IDENTITY_PORT, Guest, boot
 from tests.guest.test_readiness import Loopback
 
 pytestmark = [pytest.mark.vm, pytest.mark.asyncio(loop_scope="module")]
@@ -290,7 +290,9 @@ async def test_an_emulated_card_takes_its_mac_too(
     micro_image: tuple[Image, Path], short_tmp: Path
 ) -> None:
     image, folder = micro_image
-    words = [*WORDS, "-smbios", f"type=1,serial={TEMPLATE}"]
+    # Mode full has no port for it: one is lent to the machine, beside the card to be tested.
+    port = f"-device virtio-serial-pci {IDENTITY_PORT}".split()
+    words = [*WORDS, "-smbios", f"type=1,serial={TEMPLATE}", *port]
     async with boot(image, folder, Mode.FULL, short_tmp, network=NETWORK, more=words) as running:
         await ready(running.agent)
         assert len(await run(running.agent, "cat /etc/machine-id")) == 32
