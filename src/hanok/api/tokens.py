@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import socket
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -36,7 +36,7 @@ async def create_token(
     return NewTokenView(
         **record,
         token=token,
-        host=platform.node(),
+        host=socket.gethostname(),
         listen=entrance.address,
         fingerprint=entrance.fingerprint,
     )

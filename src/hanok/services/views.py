@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 from collections.abc import Mapping
 
 import psutil
@@ -124,7 +125,7 @@ class Views:
         sums = await self._capacity.sums(records)
         resources, policy = sums.resources, self._parts.settings.policy
         return HostView(
-            name=platform.node(),
+            name=socket.gethostname(),  # not platform.node(), which remembers: a clone is renamed
             version=__version__,
             kernel=platform.release(),
             home=str(self._parts.settings.home),
