@@ -494,7 +494,8 @@ def test_help_names_every_command_and_option(hanok: Hanok) -> None:
         else:
             assert "--json" in shown.stdout, name
             assert "Examples:" in shown.stdout, name
-    assert groups == ["template", "image", "network", "host", "remote", "operations", "token"]
+    expected = ["template", "image", "network", "host", "lab", "remote", "operations", "token"]
+    assert groups == expected
     assert hanok().returncode == 2
 
 

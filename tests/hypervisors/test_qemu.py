@@ -222,7 +222,7 @@ async def test_a_guest_may_restart_itself(qemu: Rig) -> None:
     pid = pid_of(qemu)
     async with agent_of(driver, machine) as agent:
         with contextlib.suppress(HanokError):
-            await agent.exec(["reboot", "-f"], timeout=3)
+            await agent.exec(["reboot", "-f"], timeout=LIMIT)  # a shorter limit may end reboot
         await events.wait_for(machine, "reset")
     async with agent_of(driver, machine):
         assert await driver.state(machine.uuid) is RunState.RUNNING
