@@ -7,7 +7,7 @@ BIN := .venv/bin
 STACK ?= examples/three-servers.yaml
 PYTEST_ARGS ?=
 
-.PHONY: help setup up down test test-kvm test-systemd check bench clean lock
+.PHONY: help setup up down test test-kvm test-systemd test-lab check bench clean lock
 
 help: ## show this list
 	@echo "Hanok: one server, many machines. What you can make:"
@@ -31,6 +31,9 @@ test-kvm: setup ## the tests of QEMU and clones on real KVM, in a nested host (m
 test-systemd: setup ## the tests of the service, in a host with a real systemd (quarter of an hour)
 	@scripts/as-root.sh env HANOK_TEST_SYSTEMD=1 $(BIN)/python -m pytest -v -ra tests/systemd \
 	  $(PYTEST_ARGS)
+
+test-lab: setup ## the tests of lab hosts, with KVM in an emulated one (ten minutes)
+	@scripts/as-root.sh env HANOK_TEST_LAB=1 $(BIN)/python -m pytest -v -ra tests/lab $(PYTEST_ARGS)
 
 check: setup ## quick checks: lint, format, types, import rules, tests without VMs
 	$(BIN)/ruff check .

@@ -26,7 +26,11 @@ from tests.conftest import BUILD_UID, IMAGES
 from tests.daemon.harness import Daemon, new_daemon
 from tests.machine import patient
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(patient(1800))]
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.timeout(patient(1800)),
+    pytest.mark.skipif(not os.environ.get("HANOK_TEST_LAB"), reason="slow: make test-lab"),
+]
 
 # An emulated CPU that virtualizes runs a guest with real KVM; emulating a machine in an emulated
 # one takes many minutes.
