@@ -97,6 +97,11 @@ class Bench:
         found = [p.pid for p in find_owned(self.home, kind) if p.owner.ident == network]
         return [pid for pid in found if kind != "keeper" or _leads_session(pid)]
 
+    def is_whole(self) -> bool:
+        """Whether the network has each of its processes once: pasta is there twice for a moment,
+        when it starts itself again."""
+        return all(len(self.pids(kind)) == 1 for kind in ("keeper", "dnsmasq", "pasta"))
+
     def inside(self, *argv: str) -> str:
         """Run a command in the namespaces of the default network's keeper."""
         (keeper,) = self.pids("keeper")

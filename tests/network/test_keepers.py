@@ -94,9 +94,9 @@ def test_the_keeper_is_small_unprivileged_and_the_same_at_a_second_ensure(bench:
         def processes_of() -> dict[int, str]:
             return {p.pid: p.owner.kind for p in find_owned(bench.home)}
 
-        # pasta starts itself a second time for a moment.
-        await eventually(lambda: sorted(processes_of().values()) == ["dnsmasq", "keeper", "pasta"])
+        await eventually(bench.is_whole)
         processes = processes_of()
+        assert sorted(processes.values()) == ["dnsmasq", "keeper", "pasta"]
         assert {psutil.Process(pid).uids().real for pid in processes} == {UID}
         (keeper,) = bench.pids("keeper")
         assert psutil.Process(keeper).memory_info().rss < 25 * 1024 * 1024
@@ -351,7 +351,7 @@ def test_a_daemon_killed_at_any_time_leaves_what_can_be_swept_or_adopted(
         guest = await bench.plug(networks, make_port(2, "8080:80"))
         assert guest.lease()["address"] == make_port(2).address
         guest.close()
-        assert [len(bench.pids(kind)) for kind in ("keeper", "dnsmasq", "pasta")] == [1, 1, 1]
+        await eventually(bench.is_whole)
         await networks.sweep({"another"})
         assert list(find_owned(bench.home)) == []
 
@@ -400,8 +400,7 @@ def test_a_keeper_that_dies_takes_its_children_and_is_started_again(
         assert not (await networks.status(RECORD.name)).running
         await networks.detach(RECORD.name, make_port(2).vm)
         assert (await bench.ensure(networks, RECORD, [make_port(2)])).outward
-        kinds = ("keeper", "dnsmasq", "pasta")
-        await eventually(lambda: [len(bench.pids(kind)) for kind in kinds] == [1, 1, 1])
+        await eventually(bench.is_whole)
         assert bench.pids("keeper") != [keeper]
         guest = await bench.plug(networks, make_port(2))
         assert guest.ping(RECORD.gateway, GATEWAY_MAC)
