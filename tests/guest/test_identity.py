@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -250,6 +251,20 @@ async def test_two_messages_differ_in_seed_and_nonce() -> None:
     assert first[8:40] != second[8:40]
     assert first[64:128] != second[64:128]
     assert first[128:228] == second[128:228]
+
+
+async def test_after_a_long_way_the_time_is_told_again_and_nothing_else() -> None:
+    async with helper(lambda nonce: b"ok " + nonce + b"\n") as (reader, writer, told):
+
+        async def go() -> None:
+            await asyncio.sleep(0.6)  # it is the long way itself
+
+        before = time.time()
+        await give_identity(reader, writer, WEB, timeout=5, go=go)
+    assert [data[:4] for data in told] == [b"HKI2", b"HKT2"]
+    first, again = (struct.unpack("<qq", data[40:56]) for data in told)
+    assert first[0] + first[1] / 1e9 < before + 0.3
+    assert before + 0.6 <= again[0] + again[1] / 1e9 <= time.time()
 
 
 async def test_the_helpers_reason_is_told() -> None:

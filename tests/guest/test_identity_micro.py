@@ -20,6 +20,7 @@ from hanok.guest.identity import (
     Identity,
     IdentityNic,
     build_message,
+    build_time,
     has_helper,
     machine_id,
 )
@@ -201,6 +202,17 @@ async def test_what_is_no_message_is_refused_and_the_next_taken(guest: Guest) ->
     identity = identity_of(55, await run(guest.agent, CURRENT))
     await guest.become(identity)
     assert await run(guest.agent, "hostname") == "web-55"
+
+
+async def test_the_clock_alone_can_be_set(guest: Guest) -> None:
+    before = await look(guest.agent)
+    nonce = os.urandom(16).hex()
+    assert await answer_to(guest, build_time(2_000_000_000, nonce)) == [f"ok {nonce}\n"]
+    assert 2_000_000_000 <= int(await run(guest.agent, "date +%s")) < 2_000_000_100
+    (answer,) = await answer_to(guest, build_time(time.time(), nonce))
+    assert answer == f"ok {nonce}\n"
+    assert abs(int(await run(guest.agent, "date +%s")) - time.time()) < 30
+    assert await look(guest.agent) == before
 
 
 async def test_messages_in_a_row_are_taken_in_order(guest: Guest) -> None:

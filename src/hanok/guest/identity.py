@@ -22,6 +22,9 @@ The message is binary, texts are ASCII::
                                             the lines of its resolv.conf
 
 The helper answers by a line, ``ok NONCE`` or ``failed NONCE REASON``. Told twice it does no harm.
+
+A second kind, ``"HKT2"``, u32 length, nonce and timespec, sets the clock alone: where the way was
+long the time that came with the identity is an old one.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from hanok.guest.text import printable
 READY = "/run/hanok/ready"
 
 SEED_SIZE = 64
-_MAGIC = b"HKI2"
+_MAGIC, _TIME_MAGIC = b"HKI2", b"HKT2"
 _HEAD = struct.Struct("<4sI")
 _TIMESPEC = struct.Struct("<qq")
 _ENTROPY = struct.Struct(f"<ii{SEED_SIZE}s")
@@ -66,7 +69,7 @@ _PUBLIC = re.compile(r"ssh-ed25519 [A-Za-z0-9+/=]+(?: [!-~]+)?", re.A)
 _KEY_LIMIT = 3000
 _NONE = ipaddress.IPv4Address(0)
 
-# The time in a message that was long under way is an old one: the guest is told again.
+# The time in a message that was long under way is an old one: the guest is told the time again.
 _QUICK = 0.5
 _TRIES = 5
 
@@ -135,26 +138,22 @@ async def give_identity(
     """
     try:
         async with asyncio.timeout(timeout):
+            started, nonce = clock.monotonic(), secrets.token_hex(16)
+            writer.write(build_message(identity, clock.time(), os.urandom(SEED_SIZE), nonce))
+            if go is not None:
+                await go()
+            _judge(await _wait_answer(reader, nonce), nonce)
             for _ in range(_TRIES):
-                started = clock.monotonic()
-                nonce = _tell(writer, identity)
-                if go is not None:
-                    await go()
-                    go = None
-                _judge(await _wait_answer(reader, nonce), nonce)
                 if clock.monotonic() - started < _QUICK:
                     return
+                started, nonce = clock.monotonic(), secrets.token_hex(16)
+                writer.write(build_time(clock.time(), nonce))
+                _judge(await _wait_answer(reader, nonce), nonce)
     except TimeoutError:
         raise TimedOut(
             f"the guest did not take its identity within {timeout:g} s",
             hint="delete the clone and make it again; a busy host needs a longer time limit",
         ) from None
-
-
-def _tell(writer: asyncio.StreamWriter, identity: Identity) -> str:
-    nonce = secrets.token_hex(16)
-    writer.write(build_message(identity, clock.time(), os.urandom(SEED_SIZE), nonce))
-    return nonce
 
 
 def build_message(
@@ -167,14 +166,11 @@ def build_message(
     """
     if len(seed) != SEED_SIZE:
         raise InvalidInput("the seed has a wrong length", field="seed", expected="64 bytes")
-    if not 100_000_000 <= time < 10**11:
-        raise InvalidInput(f"{time} is no time of today", field="time", expected="seconds")
     uuid = uuids.UUID(_matching(_UUID, identity.uuid, "uuid", "a UUID in lower case"))
     private, public = _host_key(identity)
     body = b"".join(
         (
-            _matching(_NONCE, nonce, "nonce", "32 hexadecimal digits").encode(),
-            _TIMESPEC.pack(int(time), int(time % 1 * 1_000_000_000)),
+            _time(time, nonce),
             _ENTROPY.pack(8 * SEED_SIZE, SEED_SIZE, seed),
             *(str(uuid).encode(), uuid.hex.encode(), uuid.bytes_le, uuid.bytes),
             str(uuids.uuid4() if boot_id is None else uuids.UUID(boot_id)).encode(),
@@ -184,6 +180,19 @@ def build_message(
         )
     )
     return _HEAD.pack(_MAGIC, _HEAD.size + len(body)) + body
+
+
+def build_time(time: float, nonce: str) -> bytes:
+    """Return the message that sets a guest's clock alone. Pure. Raises InvalidInput."""
+    body = _time(time, nonce)
+    return _HEAD.pack(_TIME_MAGIC, _HEAD.size + len(body)) + body
+
+
+def _time(time: float, nonce: str) -> bytes:
+    if not 100_000_000 <= time < 10**11:
+        raise InvalidInput(f"{time} is no time of today", field="time", expected="seconds")
+    head = _matching(_NONCE, nonce, "nonce", "32 hexadecimal digits").encode()
+    return head + _TIMESPEC.pack(int(time), int(time % 1 * 1_000_000_000))
 
 
 def _counted(data: bytes) -> bytes:

@@ -26,7 +26,7 @@ _KERNEL = "0.0.0-fake"
 _HELPER = {"/run/hanok/ready": b"identity 2 fake\n"}
 # Where things are in a message that gives an identity (guest/identity.py): behind what is before
 # them all lengths are fixed.
-_HEAD = struct.Struct("<4sI")
+_HEAD, _TIME = struct.Struct("<4sI"), b"HKT2"
 _NONCE, _MACHINE_ID, _NAME_LENGTH = slice(8, 40), slice(164, 196), 264
 
 _EVIDENCE = {
@@ -104,20 +104,22 @@ class FakeGuest:
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
                 head = await reader.readexactly(_HEAD.size)
-                _, length = _HEAD.unpack(head)
-                writer.write(self._become(head + await reader.readexactly(length - _HEAD.size)))
+                magic, length = _HEAD.unpack(head)
+                message = head + await reader.readexactly(length - _HEAD.size)
+                is_time = magic == _TIME
+                writer.write(_agreed(message) if is_time else self._become(message))
                 await writer.drain()
 
     def _become(self, message: bytes) -> bytes:
-        nonce, why = message[_NONCE].decode(), self.refusal()
+        why = self.refusal()
         if why is not None:
-            return f"failed {nonce} {why}\n".encode()
+            return b"failed " + message[_NONCE] + f" {why}\n".encode()
         start = _NAME_LENGTH + 2
         length = int.from_bytes(message[_NAME_LENGTH:start], "big")
         self.name = message[start : start + length].decode()
         self.files["/etc/hostname"] = f"{self.name}\n".encode()
         self.files["/etc/machine-id"] = message[_MACHINE_ID] + b"\n"
-        return f"ok {nonce}\n".encode()
+        return _agreed(message)
 
     async def _answer(self, line: bytes) -> bytes | None:
         # 0xFF ends whatever had begun to be read: what stands before it is dropped.
@@ -297,6 +299,10 @@ class FakeGuest:
             return self._run(words, given)
         except AgentError:
             return Ran(127, err=f"sh: {words[0]}: not found\n".encode())
+
+
+def _agreed(message: bytes) -> bytes:
+    return b"ok " + message[_NONCE] + b"\n"
 
 
 def _encode(message: Mapping[str, Any]) -> bytes:
