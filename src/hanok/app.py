@@ -25,7 +25,7 @@ from hanok import __version__
 from hanok.api.app import Activity, access_of, create_app
 from hanok.api.auth import Guard
 from hanok.api.entrance import make_tls_server, renew
-from hanok.api.listener import TlsServer, bind
+from hanok.api.listener import TlsServer, bind, config_of
 from hanok.config import Listen, Settings, load_settings
 from hanok.errors import Conflict, HanokError, HostError, InvalidInput
 from hanok.hypervisors.base import Hypervisor
@@ -45,8 +45,7 @@ from hanok.services.parts import Parts, is_up
 from hanok.store.base import Store
 from hanok.store.sqlite import SqliteStore
 from hanok.systemd.names import vm_limits
-from hanok.systemd.runner import ScopedRunner
-from hanok.systemd.scopes import Charge, find_scopes
+from hanok.systemd.scopes import Charge, NoScopes, Scopes, find_scopes
 
 _log = logging.getLogger("hanokd")
 _LOG_SIZE = 4 * 1024 * 1024
@@ -169,7 +168,7 @@ async def serve(settings: Settings) -> None:
     try:
         app = create_app(services)
         activity = Activity(app)
-        server = Server(_config(activity))
+        server = Server(config_of(activity))
         async with contextlib.AsyncExitStack() as stack:
             if settings.listen is not None:
                 door = stack.enter_context(listen_tcp(settings.listen))
@@ -186,17 +185,6 @@ async def serve(settings: Settings) -> None:
     finally:
         await services.close()
         _log.info("hanokd ended; what ran goes on")
-
-
-def _config(activity: Activity) -> uvicorn.Config:
-    return uvicorn.Config(
-        activity,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=2,
-        ws_max_size=16 * 1024 * 1024,
-    )
 
 
 async def serve_socket(
@@ -292,11 +280,13 @@ async def make_daemon(settings: Settings) -> Services:
     """Return the services on the backends that ``settings`` ask for."""
     store = SqliteStore(settings.database)
     await store.open()
-    runner = ScopedRunner()
+    runner = SystemRunner()
     images = ImageLibrary(settings.images, runner, _build_account(settings))
     hypervisor, networks = make_backends(settings, runner, images)
+    scopes: Scopes = NoScopes()
     if settings.hypervisor != "fake":
-        runner.scopes = find_scopes(runner, partial(_charge_of, store, hypervisor))
+        scopes = find_scopes(runner, partial(_charge_of, store, hypervisor))
+        runner.on_spawn = scopes.put_soon
     parts = Parts(
         settings=settings,
         store=store,
@@ -306,7 +296,7 @@ async def make_daemon(settings: Settings) -> Services:
         images=images,
         runner=runner,
         failpoints=Failpoints(settings.failpoint),
-        scopes=runner.scopes,
+        scopes=scopes,
     )
     return make_services(parts)
 

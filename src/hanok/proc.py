@@ -162,7 +162,10 @@ def _apply_limits(limits: Limits) -> Callable[[], None]:
 
 
 class SystemRunner:
-    """Starts real processes."""
+    """Starts real processes. ``on_spawn`` is told of each detached one, once it runs."""
+
+    def __init__(self) -> None:
+        self.on_spawn: Callable[[Owner, int], None] | None = None
 
     async def run(
         self,
@@ -259,7 +262,7 @@ class SystemRunner:
 
         starting = asyncio.ensure_future(asyncio.to_thread(start))
         try:
-            return await asyncio.shield(starting)
+            pid = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # The thread goes on: nobody would know of the process that it is about to start.
             with contextlib.suppress(OSError):
@@ -269,6 +272,9 @@ class SystemRunner:
             raise HostError(
                 f"{Path(program).name} could not be started: {error.strerror}"
             ) from error
+        if self.on_spawn is not None:
+            self.on_spawn(owner, pid)
+        return pid
 
 
 def _uid(account: Account | None) -> int | None:

@@ -32,7 +32,12 @@ COMMANDS = {
         vm_scope(UUID), [4711], vm_limits(2, GIB, 100 * MIB), (), daemon=None
     ),
     "network": start_scope_argv(
-        network_scope("lan", HOME), [1, 2, 3], NETWORK_LIMITS, ALL, daemon="hanokd.service"
+        network_scope("lan", HOME),
+        [1, 2, 3],
+        NETWORK_LIMITS,
+        ALL,
+        daemon="hanokd.service",
+        grows=True,
     ),
     "attach": attach_argv(network_scope("lan", HOME), [4, 5]),
 }

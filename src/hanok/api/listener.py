@@ -191,7 +191,7 @@ class TlsServer(uvicorn.Server):
     """A uvicorn server whose connections are greeted here, within limits of time and number."""
 
     def __init__(self, guard: Guard, context: ssl.SSLContext) -> None:
-        super().__init__(_config(guard))
+        super().__init__(config_of(guard))
         self._guard = guard
         self._current = context
         self._strangers = Strangers()
@@ -262,7 +262,8 @@ class TlsServer(uvicorn.Server):
             )
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def config_of(app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn serves ``app``, on the unix socket and on TCP."""
     return uvicorn.Config(
         app,
         log_config=None,

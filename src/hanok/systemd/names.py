@@ -60,11 +60,13 @@ def start_scope_argv(
     controllers: Collection[str],
     *,
     daemon: str | None,
+    grows: bool = False,
 ) -> list[str]:
     """Return the command that puts processes into a new scope (StartTransientUnit).
 
     A limit without its cgroup controller is left out. ``daemon`` is the unit of the daemon: when
     the host shuts down, systemd ends it before the scope, so that it can ask guests to power off.
+    ``grows``: others come into it later, which systemd allows for delegated units only.
     """
     properties: list[tuple[str, str, list[str]]] = [
         ("Description", "s", [_description(unit)]),
@@ -72,6 +74,8 @@ def start_scope_argv(
         ("CollectMode", "s", ["inactive-or-failed"]),
         ("PIDs", "au", [str(len(pids)), *map(str, pids)]),
     ]
+    if grows:
+        properties.append(("Delegate", "b", ["true"]))
     if daemon is not None:
         properties.append(("Before", "as", ["1", daemon]))
     wanted = (

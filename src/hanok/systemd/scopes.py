@@ -171,12 +171,16 @@ class SystemdScopes:
             return
         pids = [pid, *_children(pid)]
         try:
-            await self._start(unit, pids, NETWORK_LIMITS)
+            await self._start(unit, pids, NETWORK_LIMITS, grows=True)
         except _Exists:
             await self._call(attach_argv(unit, pids))
 
-    async def _start(self, unit: str, pids: Sequence[int], limits: Limits) -> None:
-        argv = start_scope_argv(unit, pids, limits, self._controllers(), daemon=self._daemon)
+    async def _start(
+        self, unit: str, pids: Sequence[int], limits: Limits, *, grows: bool = False
+    ) -> None:
+        argv = start_scope_argv(
+            unit, pids, limits, self._controllers(), daemon=self._daemon, grows=grows
+        )
         await self._call(argv)
 
     async def _call(self, argv: Sequence[str]) -> None:
