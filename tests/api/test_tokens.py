@@ -170,8 +170,7 @@ def test_a_certificate_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
     Entrance(keys).context()
     old = (keys / "tls.key").read_bytes()
     (keys / "tls.crt").unlink()
-    (keys / "tls.crt.new").write_text("cut off")
-    (keys / "tls.key.new").write_text("cut off")
+    (keys / "tls.new").write_text("cut off")
     entrance = Entrance(keys)
     entrance.context()
     assert entrance.fingerprint is not None

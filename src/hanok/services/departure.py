@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from hanok.errors import Conflict, HanokError, NotFound
 from hanok.services.events import make_event
+from hanok.services.machines import give_file
 from hanok.services.operations import Operations
 from hanok.services.parts import Parts, is_up
 from hanok.services.vms import VmService
+from hanok.storage.volumes import sync_folder
 from hanok.systemd.stop import Ending
 
 _log = logging.getLogger(__name__)
@@ -101,17 +102,8 @@ class Departure:
 
 
 def _write(path: Path, uuids: list[str]) -> None:
-    draft = path.with_suffix(".new")
-    with open(draft, "w") as file:
-        json.dump(uuids, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    give_file(path, json.dumps(uuids).encode(), None)
+    sync_folder(path.parent)
 
 
 def _read(path: Path) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
 import ssl
 from pathlib import Path
 
 from hanok.errors import HostError
+from hanok.services.machines import give_file
 
 _YEARS = 10
 
@@ -65,8 +65,8 @@ class Entrance:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         key, certificate = make_certificate()
         self.certificate.unlink(missing_ok=True)
-        _write(self.key, key, 0o600)
-        _write(self.certificate, certificate, 0o644)
+        give_file(self.key, key, None)
+        give_file(self.certificate, certificate, None)
 
 
 def fingerprint_of(pem: str) -> str:
@@ -109,15 +109,3 @@ def make_certificate() -> tuple[bytes, bytes]:
         serialization.NoEncryption(),
     )
     return encoded, certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Put ``content`` at ``path``, whole or not at all."""
-    new = path.with_suffix(f"{path.suffix}.new")
-    new.unlink(missing_ok=True)
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-    new.rename(path)
