@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hanok.images.recipes import resolve
@@ -39,3 +42,14 @@ def make_fake_image(folder: Path) -> Image:
     )
     (home / "image.json").write_text(image.model_dump_json())
     return image
+
+
+@contextmanager
+def fake_images() -> Iterator[Path]:
+    """Give a library with that image alone."""
+    # Not below pytest's own folder: that one keeps the VMs' accounts out.
+    with tempfile.TemporaryDirectory(prefix="hk-images-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        make_fake_image(folder)
+        yield folder

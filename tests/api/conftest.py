@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from tests.api.wire import Wire
 from tests.daemon.harness import Daemon, new_daemon
-from tests.fake_image import make_fake_image
+from tests.fake_image import fake_images
 
 ROLES = ("viewer", "operator", "administrator")
 
@@ -45,12 +44,8 @@ class Host:
 @pytest.fixture(scope="module")
 def images() -> Iterator[Path]:
     """A folder with an image for the fake hypervisor."""
-    # Not below pytest's own folder: that one keeps the VMs' accounts out.
-    with tempfile.TemporaryDirectory(prefix="hk-images-", dir="/tmp") as folder:
-        path = Path(folder)
-        path.chmod(0o755)
-        make_fake_image(path)
-        yield path
+    with fake_images() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

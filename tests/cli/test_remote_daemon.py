@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hanok.client.remotes import Remote, RemoteBook
 from tests.cli.conftest import LIMIT, Hanok
 from tests.cli.tls_stand_in import free_port
 from tests.daemon.harness import Daemon, new_daemon, wait_until
-from tests.fake_image import make_fake_image
+from tests.fake_image import fake_images
 
 SHAPE = ("--memory", "128M", "--disk", "1G")
 STACK = """\
@@ -77,12 +76,8 @@ class Far:
 def daemon() -> Iterator[Daemon]:
     # A port of its own, so that it is found again after a restart.
     listen = f"127.0.0.1:{free_port()}"
-    with tempfile.TemporaryDirectory(prefix="hk-images-", dir="/tmp") as folder:
-        images = Path(folder)
-        images.chmod(0o755)
-        make_fake_image(images)
-        with new_daemon("fake", images, HANOK_LISTEN=listen) as started:
-            yield started
+    with fake_images() as images, new_daemon("fake", images, HANOK_LISTEN=listen) as started:
+        yield started
 
 
 @pytest.fixture

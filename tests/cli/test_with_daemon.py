@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from hanok.client.daemon import DaemonFinder
 from hanok.errors import HanokError
 from hanok.proc import is_alive
 from tests.cli.conftest import LIMIT, Hanok
-from tests.fake_image import make_fake_image
+from tests.fake_image import fake_images
 
 SHOP = """\
 name: shop
@@ -36,10 +35,7 @@ vms:
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hk-images-", dir="/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        make_fake_image(folder)
+    with fake_images() as folder:
         yield folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from hanok.services.parts import Parts, new_uuid
 from hanok.store.base import PutTemplate, PutVm
 from hanok.units import GIB, MIB
 from tests.daemon.harness import Daemon, new_daemon
-from tests.fake_image import make_fake_image
+from tests.fake_image import fake_images
 
 OVERHEAD = 32 * MIB  # of the fake hypervisor
 HOST = HostResources(
@@ -251,10 +250,8 @@ async def test_what_was_known_of_clones_outlives_them(hypervisor: Measured) -> N
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hk-images-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        make_fake_image(Path(folder))
-        yield Path(folder)
+    with fake_images() as folder:
+        yield folder
 
 
 def run_spec(name: str, **fields: Any) -> dict[str, Any]:

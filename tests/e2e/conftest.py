@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,28 @@ import pytest
 
 from hanok.model.image import Image
 from tests.daemon.harness import Daemon, new_daemon
+from tests.machine import patient
+
+
+def use_console(vm: str, environ: Mapping[str, str]) -> None:
+    """Type at a guest's console until it has answered."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "hanok.cli", "console", vm],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environ,
+    ) as console:
+        assert console.stdin is not None
+        assert console.stdout is not None
+        console.stdin.write(b"\necho $((6*7))-answer\n")
+        console.stdin.flush()
+        seen = b""
+        while b"42-answer" not in seen:
+            chunk = os.read(console.stdout.fileno(), 4096)
+            assert chunk, seen
+            seen += chunk
+        console.stdin.close()
+        console.wait(patient(20))
 
 
 @dataclass

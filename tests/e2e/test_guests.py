@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.harness import Daemon, wait_until
-from tests.e2e.conftest import Cli
+from tests.e2e.conftest import Cli, use_console
 
 pytestmark = pytest.mark.vm
 
@@ -125,23 +123,7 @@ def test_two_networks_do_not_reach_each_other(hanok: Cli, web: str) -> None:
 
 
 def test_the_console_is_a_terminal(hanok: Cli, web: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "hanok.cli", "console", web],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "HANOK_HOME": str(hanok.daemon.home)},
-    ) as console:
-        assert console.stdin is not None
-        assert console.stdout is not None
-        console.stdin.write(b"\necho $((6*7))-answer\n")
-        console.stdin.flush()
-        seen = b""
-        while b"42-answer" not in seen:
-            chunk = os.read(console.stdout.fileno(), 4096)
-            assert chunk, seen
-            seen += chunk
-        console.stdin.close()
-        console.wait(10)
+    use_console(web, {**os.environ, "HANOK_HOME": str(hanok.daemon.home)})
     assert "42-answer" in hanok.ok("logs", web)
 
 

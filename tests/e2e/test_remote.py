@@ -16,7 +16,7 @@ import pytest
 from hanok.client.remotes import Remote, RemoteBook
 from hanok.model.image import Image
 from tests.daemon.harness import Daemon, new_daemon
-from tests.e2e.conftest import Cli
+from tests.e2e.conftest import Cli, use_console
 from tests.machine import patient
 
 pytestmark = pytest.mark.vm
@@ -95,7 +95,7 @@ def test_a_micro_guest_through_a_remote(hanok: Away, tmp_path: Path) -> None:
     assert hanok("proxy", "web", "80", input=request).stdout.endswith(b"\r\n\r\nweb\n")
     assert "18290:80, only on lab itself" in hanok.ok("show", "web")
 
-    use_console(hanok)
+    use_console("web", hanok.environ())
     assert "42-answer" in hanok.ok("logs", "web")
 
     hanok.ok("template", "create", "base", "--from", "web")
@@ -107,27 +107,6 @@ def test_a_micro_guest_through_a_remote(hanok: Away, tmp_path: Path) -> None:
     hanok.ok("delete", "--force", "web", "again")
     hanok.ok("template", "delete", "base")
     assert hanok.json("list") == []
-
-
-def use_console(hanok: Away) -> None:
-    """Type at the console until the guest has answered."""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "hanok.cli", "console", "web"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=hanok.environ(),
-    ) as console:
-        assert console.stdin is not None
-        assert console.stdout is not None
-        console.stdin.write(b"\necho $((6*7))-answer\n")
-        console.stdin.flush()
-        seen = b""
-        while b"42-answer" not in seen:
-            chunk = os.read(console.stdout.fileno(), 4096)
-            assert chunk, seen
-            seen += chunk
-        console.stdin.close()
-        console.wait(patient(20))
 
 
 def test_ssh_and_scp_to_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:
