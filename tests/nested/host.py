@@ -25,8 +25,8 @@ NAME = "kvm"
 PYTHON = f"/{CHECKOUT}/.venv/bin/python"
 # How much longer tests may wait there: each of its CPUs is emulated, and KVM's guests are slower.
 PATIENCE = 10
-_HOME = "/var/lib/hanok"
-_SPEC: dict[str, Any] = {
+HOME = "/var/lib/hanok"
+SPEC: dict[str, Any] = {
     "name": NAME,
     "image": "debian:12",
     "cpus": 2,
@@ -42,23 +42,23 @@ _SPEC: dict[str, Any] = {
         *("dnsmasq-base", "passt", "nftables", "iproute2", "openssh-client"),
     ],
 }
-_ARCHIVE = "/var/tmp/payload"
+ARCHIVE = "/var/tmp/payload"
 # An agent takes no file of any size.
 _PIECE = 64 * MIB
 _PREPARE = f"""
 set -eu
-cat {_ARCHIVE}.* | tar -C / --zstd -x
-rm {_ARCHIVE}.*
+cat {ARCHIVE}.* | tar -C / --zstd -x
+rm {ARCHIVE}.*
 modprobe kvm_amd
 udevadm settle
 ls -l /dev/kvm
-systemd-run --quiet --unit=hanokd --setenv=HANOK_HOME={_HOME} --setenv=HANOK_IMAGES=/{IMAGES} \\
+systemd-run --quiet --unit=hanokd --setenv=HANOK_HOME={HOME} --setenv=HANOK_IMAGES=/{IMAGES} \\
   --setenv=HANOK_KVM_LIMIT=240 {PYTHON} -P -m hanok.app --foreground
 """
 _ENVIRONMENT = {
     "HANOK_TEST_IMAGES": f"/{IMAGES}",
     "HANOK_TEST_PATIENCE": str(PATIENCE),
-    "HANOK_TEST_ACCELERATION": f"{_HOME}/acceleration.json",
+    "HANOK_TEST_ACCELERATION": f"{HOME}/acceleration.json",
     "PYTHONUNBUFFERED": "1",
 }
 # A service of its own: it goes on between the questions how far it is.
@@ -110,12 +110,12 @@ class NestedHost:
 
     def answers(self) -> bool:
         """Whether the daemon there has its socket."""
-        return self.ask(f"test -S {_HOME}/hanokd.sock && echo yes || :").strip() == "yes"
+        return self.ask(f"test -S {HOME}/hanokd.sock && echo yes || :").strip() == "yes"
 
     def hanok(self, *arguments: str) -> Any:
         """Run the command ``hanok`` in it, with the daemon there; return its JSON."""
         command = shlex.join([PYTHON, "-P", "-m", "hanok.cli", *arguments, "--json"])
-        return json.loads(self.sh(f"HANOK_HOME={_HOME} {command}"))
+        return json.loads(self.sh(f"HANOK_HOME={HOME} {command}"))
 
     def pytest(self, arguments: Sequence[str], limit: float) -> int:
         """Run tests in it, print what they print as it comes, and return pytest's status.
@@ -147,21 +147,22 @@ def nested_host(images: Path, payload: Path) -> Iterator[NestedHost]:
     """Give a nested host with ``payload`` in it; at the end it is gone."""
     with new_daemon("qemu", images) as daemon:
         say("booting the nested host (its image is built first when it is missing)")
-        daemon.done(daemon.client.run(_SPEC))
+        daemon.done(daemon.client.run(SPEC))
         say("it is up; copying")
-        _copy(daemon, payload)
+        copy_payload(daemon, payload)
         host = NestedHost(daemon)
         say(host.sh(_PREPARE, 600).strip())
         wait_until(host.answers, 60, "the daemon in the nested host answers")
         yield host
 
 
-def _copy(daemon: Daemon, payload: Path) -> None:
+def copy_payload(daemon: Daemon, payload: Path) -> None:
+    """Write the payload into the host, in pieces that its agent takes."""
     with payload.open("rb") as source:
         for number in itertools.count():
             if not (piece := source.read(_PIECE)):
                 return
-            path = f"{_ARCHIVE}.{number:03}"
+            path = f"{ARCHIVE}.{number:03}"
             daemon.client.write_file(NAME, path, io.BytesIO(piece), len(piece))
 
 

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemon.harness import new_daemon, wait_until
-from tests.nested.host import _ARCHIVE as ARCHIVE
-from tests.nested.host import _HOME as HOME
-from tests.nested.host import _SPEC as NESTED
-from tests.nested.host import PYTHON, NestedHost, say
-from tests.nested.host import _copy as copy
+from tests.nested.host import ARCHIVE, HOME, PYTHON, SPEC, NestedHost, copy_payload, say
 from tests.nested.payload import CHECKOUT, IMAGES
 
 # The same image as the nested host's, so that it is built once for both.
-_SPEC: dict[str, Any] = {**NESTED, "memory": "3G", "disk": "8G"}
+_SPEC: dict[str, Any] = {**SPEC, "memory": "3G", "disk": "8G"}
 _INSTALL = f"""
 set -eu
 cat {ARCHIVE}.* | tar -C / --zstd -x
@@ -78,7 +74,7 @@ def systemd_host(images: Path, payload: Path) -> Iterator[SystemdHost]:
     with new_daemon("qemu", images, HANOK_WARM="0") as daemon:
         say("booting the host with systemd")
         daemon.done(daemon.client.run(_SPEC))
-        copy(daemon, payload)
+        copy_payload(daemon, payload)
         host = SystemdHost(daemon)
         host.sh(_INSTALL, 400)
         host.wait_answering()
