@@ -86,16 +86,6 @@ def test_every_process_is_in_a_scope_with_limits(host: SystemdHost, vm: Any) -> 
     assert "oom_kill 0" in host.sh(f"cat {group}/memory.events")
 
 
-def test_memory_beyond_the_limit_is_refused(host: SystemdHost, vm: Any) -> None:
-    group = _CGROUPS + _scope(vm)
-    size = vm["limits"]["memory"] + (64 << 20)
-    script = _HOG.format(group=group, size=size)
-    told = host.sh(f"cat >/run/hog <<'END'\n{script}\nEND\nsh /run/hog; echo status $?", 200)
-    assert "status 137" in told
-    assert "oom_kill 0" not in host.sh(f"cat {group}/memory.events")
-    assert host.hanok("show", "one")["state"] == "ready"
-
-
 def test_a_vm_survives_a_restart(host: SystemdHost, vm: Any) -> None:
     before = host.pid(vm["uuid"])
     host.systemctl("restart", "hanokd")
@@ -158,3 +148,18 @@ def test_a_stopped_unit_shuts_guests_down_if_told_to(host: SystemdHost, vm: Any)
     wait_until(lambda: host.hanok("show", "one")["state"] == "ready", 400, "it is back")
     assert host.pid(vm["uuid"]) != before
     _check_all_scoped(host)
+
+
+def test_memory_beyond_the_limit_is_refused(host: SystemdHost, vm: Any) -> None:
+    """The last one: when the kernel ends a process for its memory, systemd ends the scope."""
+    size = vm["limits"]["memory"] + (64 << 20)
+    script = _HOG.format(group=_CGROUPS + _scope(vm), size=size)
+    told = host.sh(f"cat >/run/hog <<'END'\n{script}\nEND\nsh /run/hog; echo status $?", 200)
+    assert "status 137" in told
+    said = host.sh(f"journalctl --no-pager -b -u {_scope(vm).rpartition('/')[2]}")
+    assert "killed by the OOM killer" in said
+    wait_until(
+        lambda: host.hanok("show", "one")["state"] in ("stopped", "failed"),
+        300,
+        "it is seen to end",
+    )
