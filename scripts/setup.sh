@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set this checkout up: system packages that are missing (by apt), and .venv with Hanok in it.
 # Safe to repeat; takes a second when nothing is missing. PYTHON names another interpreter.
+# --tests: what only tests need, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,6 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 #   dnsmasq-base passt nftables iproute2                                networks of guests
 #   openssh-client    keys for guests, hanok ssh
 #   procps            sysctl, for the tests of networks
+#   ovmf swtpm        EFI firmware and TPMs, for disks that boot by themselves
+#   isolinux syslinux-common   what firmware on Xen loads kernels by
 packages=(
   python3 python3-venv
   qemu-system-x86 qemu-utils
@@ -18,7 +21,12 @@ packages=(
   lz4 xz-utils zstd
   dnsmasq-base passt nftables iproute2
   openssh-client ca-certificates make git procps
+  ovmf swtpm
+  isolinux syslinux-common
 )
+
+# For guests of arm64.
+[ "${1:-}" != --tests ] || packages+=(qemu-system-arm)
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }

@@ -6,6 +6,7 @@
     ├── NotFound                    exit 1, HTTP 404
     ├── Conflict                    exit 1, HTTP 409  it exists, it is busy, it is in another state
     ├── NotAdmitted                 exit 1, HTTP 507  the host has no room for it
+    │   └── DiskFull                                  a file system of the host is full
     ├── Cancelled                   exit 1, HTTP 409  the operation was cancelled
     ├── Unauthorized                exit 1, HTTP 401  no token, or not a good one
     ├── Forbidden                   exit 1, HTTP 403  the token's role is too small
@@ -84,6 +85,12 @@ class NotAdmitted(HanokError):
 
     code = "not-admitted"
     http_status = 507
+
+
+class DiskFull(NotAdmitted):
+    """A file system of the host is full; the message names it, and how much is needed."""
+
+    code = "disk-full"
 
 
 class Cancelled(HanokError):

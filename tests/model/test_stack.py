@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hanok.errors import InvalidInput
@@ -284,6 +284,7 @@ stackish = st.recursive(
 )
 
 
+@example({"": None, "\n": None})
 @given(anything | stackish)
 def test_whatever_comes_is_a_stack_or_invalid_input(data: object) -> None:
     _parse_or_refuse(data)

@@ -6,8 +6,14 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from hanok.model.architecture import host_arch
 from hanok.model.base import Frozen, Size
 from hanok.units import GIB, MIB
+
+
+def _own_architecture() -> tuple[str, ...]:
+    arch = host_arch()
+    return () if arch is None else (str(arch),)
 
 
 class HypervisorFacts(Frozen):
@@ -19,9 +25,35 @@ class HypervisorFacts(Frozen):
     type: int = Field(description="1: bare metal, 2: hosted")
     isolation: str = Field(description="kvm, xen or none")
     modes: tuple[str, ...]
+    architectures: tuple[str, ...] = Field(
+        default_factory=_own_architecture,
+        description="of guests, by Debian's names; the host's first",
+    )
     machine_type: str | None = None
     reason: str = Field(default="", description="why this accelerator and no other")
+    confinement: str | None = Field(
+        default=None, description="what device models in Dom0 are kept from; None on Type 2"
+    )
     measured: bool = Field(default=True, description="whether a real guest has shown it")
+
+    def is_own(self, arch: str) -> bool:
+        """Return whether ``arch`` is the host's architecture."""
+        return arch in self.architectures[:1]
+
+
+class HostShare(Frozen):
+    """A host that a Type 1 hypervisor divides, and what its management domain (Dom0) has of it."""
+
+    memory: int = Field(description="bytes that the hypervisor can give, Dom0's included")
+    free: int = Field(description="bytes that no domain has")
+    cpus: int
+    scheduler: str
+    capabilities: tuple[str, ...] = Field(description="such as pv, hvm and hap")
+    own_memory: int = Field(description="bytes that Dom0 has")
+    own_cpus: int = Field(description="vCPUs that Dom0 has")
+    own_cpu_seconds: float = Field(
+        description="CPU time that Dom0 has taken since the host's start"
+    )
 
 
 class HostResources(Frozen):

@@ -54,6 +54,28 @@ class NetworkPort(Frozen):
     publish: tuple[Publish, ...] = ()
 
 
+class UserLink(Frozen):
+    """A VM's network that its hypervisor makes itself, in ordinary sockets (QEMU's user netdev)."""
+
+    subnet: str
+    gateway: str
+    address: str
+    outward: bool = True
+    publish: tuple[Publish, ...] = ()
+
+
+# What a network card is plugged into: the open descriptor of a tap, or nothing of the host's.
+Plug = int | UserLink
+
+
+class NetworkingFacts(Frozen):
+    """What networks are on this host; ``limits`` are what they lack, for people."""
+
+    kind: str = Field(description="namespace, user or none")
+    reason: str = Field(default="", description="why no better one")
+    limits: tuple[str, ...] = ()
+
+
 class NetworkStatus(Frozen):
     """How a network is seen to be."""
 

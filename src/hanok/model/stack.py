@@ -24,7 +24,10 @@ from hanok.model.validation import did_you_mean, shown, validated
 from hanok.model.vm import Publish, VmSpec
 
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104  compared with, never bound
-_READY = "a port, a URL that starts with http://, or a mapping with port, url or command"
+_READY = (
+    "a port, tcp:PORT, console:TEXT, a URL that starts with http://, or a mapping with port, url,"
+    " command or console"
+)
 _QUOTED_PORTS = 'quoted text, such as "2222:22" (YAML reads some of them as numbers without quotes)'
 
 
@@ -49,13 +52,11 @@ class StackVm(VmSpec):
     @field_validator("ready", mode="before")
     @classmethod
     def _short_ready(cls, value: object) -> object:
-        """Accept a port number and a URL beside the mapping."""
+        """Accept a port number and texts beside the mapping."""
         if isinstance(value, int) and not isinstance(value, bool):
             return {"port": value}
-        if isinstance(value, str):
-            if not value.startswith("http://"):
-                raise ValueError(f"{shown(value)} is no readiness check; expected {_READY}")
-            return {"url": value}
+        if isinstance(value, str) and not value.startswith(("http://", "tcp:", "console:")):
+            raise ValueError(f"{shown(value)} is no readiness check; expected {_READY}")
         return value
 
     @field_validator("publish", mode="before")
@@ -142,9 +143,9 @@ class Stack(Frozen):
             if _known_dependencies(vm, self.vms)
             else ()
         )
-        fields: dict[str, Any] = {
-            name: getattr(vm, name) for name in VmSpec.model_fields if name != "name"
-        }
+        # Only what was said: an image may have something to say about the rest.
+        said = vm.model_fields_set & set(VmSpec.model_fields) - {"name"}
+        fields: dict[str, Any] = {name: getattr(vm, name) for name in said}
         fields["networks"] = self._networks_of(vm)
         return tuple(
             StackMachine(

@@ -129,8 +129,13 @@ def _translate(model: type[BaseModel], error: ValidationError, prefix: str) -> I
 
 
 def _path(loc: Sequence[int | str], prefix: str) -> str:
-    parts = [str(part) for part in loc if part != "[key]"]
+    parts = [_one_line(str(part)) for part in loc if part != "[key]"]
     return ".".join([prefix, *parts] if prefix else parts)
+
+
+def _one_line(key: str) -> str:
+    """Return a key of a user's as it is, or quoted where a terminal would make more of it."""
+    return key if key.isprintable() else shown(key)
 
 
 def _explain(model: type[BaseModel], error: ErrorDetails) -> tuple[str, str | None, str | None]:
@@ -212,12 +217,18 @@ def _named(loc: Sequence[int | str]) -> str | None:
 
 def _find(model: type[BaseModel], loc: Sequence[int | str]) -> _Place:
     """Walk ``loc`` down from ``model``; an unknown step ends at ``object``."""
-    place = _Place(model, (), None)
+    holder = place = _Place(model, (), None)
     for part in loc:
         if part == "[key]":
-            return _Place(str, (), place.owner)
-        place = _step(place, part)
+            return _Place(_key_kind(holder), (), place.owner)
+        holder, place = place, _step(place, part)
     return place
+
+
+def _key_kind(mapping: _Place) -> Any:
+    """Return the type of the keys of ``mapping``."""
+    arguments = get_args(mapping.kind)
+    return _unwrap(arguments[0])[0] if get_origin(mapping.kind) is dict else str
 
 
 def _step(place: _Place, part: int | str) -> _Place:

@@ -51,6 +51,8 @@ class VmView(TypedDict):
     stack: str | None
     template: str | None
     clone: str | None
+    nested: bool
+    health: NotRequired[str | None]
 
 
 class LimitsView(TypedDict):
@@ -61,6 +63,41 @@ class LimitsView(TypedDict):
     tasks: int | None
     cpu_weight: int | None
     reason: str | None
+
+
+class RestartsView(TypedDict):
+    """What the restart policy has done: in a row, in all, when the next one is due, and why."""
+
+    streak: int
+    total: int
+    next: float | None
+    last: float | None
+    reason: str | None
+
+
+class HealthView(TypedDict):
+    """What the health check said last that was new, since when, and what it saw."""
+
+    state: str
+    since: float
+    message: str
+
+
+class DataDiskView(TypedDict):
+    """A disk that was added to a VM; one that is not attached is only kept."""
+
+    name: str
+    size: int
+    attached: bool
+
+
+class PendingView(TypedDict):
+    """What a VM was asked to be and is not yet: for people, and what it takes."""
+
+    field: str
+    now: str
+    wanted: str
+    needs: str
 
 
 class VmDetail(VmView):
@@ -77,12 +114,26 @@ class VmDetail(VmView):
     cpu_seconds: float | None
     resident: int | None
     proportional: int | None
+    backend_seconds: float | None
+    backend_memory: int | None
     boot: str | None
+    firmware: str | None
+    display: NotRequired[str]
     ready: dict[str, Any]
     packages: list[str]
     user_data: str | None
     pid: int | None
     limits: LimitsView | None
+    restart: NotRequired[dict[str, Any]]
+    restarts: NotRequired[RestartsView]
+    health_check: NotRequired[dict[str, Any] | None]
+    health_seen: NotRequired[HealthView | None]
+    autostart: NotRequired[dict[str, Any]]
+    watchdog: NotRequired[dict[str, Any]]
+    network_limits: NotRequired[list[str]]
+    generation: NotRequired[int]
+    data_disks: NotRequired[list[DataDiskView]]
+    pending: NotRequired[list[PendingView]]
 
 
 class ExecView(TypedDict):
@@ -92,6 +143,13 @@ class ExecView(TypedDict):
     stdout: str
     stderr: str
     truncated: bool
+
+
+class VncView(TypedDict):
+    """The password by which a VM's screen is open to whoever connects within ``seconds``."""
+
+    password: str
+    seconds: int
 
 
 class ImageView(TypedDict):
@@ -106,6 +164,17 @@ class ImageView(TypedDict):
     modes: list[str]
     created: float
     used_by: list[str]
+
+
+class CatalogView(TypedDict):
+    """An image that can be pulled; ``here`` is what it is called on this host, if it is here."""
+
+    ref: str
+    os: str
+    url: str
+    digest: str
+    memory: int
+    here: str | None
 
 
 class TemplateView(TypedDict):
@@ -160,13 +229,36 @@ class RoomView(TypedDict):
     free: float
 
 
+class FileSystemView(TypedDict):
+    """A file system of the host that holds data of Hanok.
+
+    ``level``: ok, ``warning`` from 80 % on, ``critical`` from 90 % on.
+    """
+
+    mount: str
+    holds: list[str]
+    size: int
+    free: int
+    percent: int
+    level: str
+
+
+class NetworkingView(TypedDict):
+    """What networks are made of on a host (namespace, user, none), why, and what they lack."""
+
+    kind: str
+    reason: str
+    limits: list[str]
+
+
 class HostView(TypedDict):
     """What ``hanok host show`` sums up.
 
     ``sold``: memory of the VMs that are up, overhead included. ``used``: the proportional memory
     of their processes; ``shared``: what they save by sharing. Older daemons do not say these.
     ``listen``: the TCP address where it answers with TLS; ``fingerprint``: hexadecimal SHA-256 of
-    the certificate there.
+    the certificate there. ``memory_percent``: how much of the host's memory is used, by whatever;
+    none under a hypervisor of Type 1. Its level is as that of file systems.
     """
 
     name: str
@@ -192,6 +284,10 @@ class HostView(TypedDict):
     shared: NotRequired[int]
     listen: NotRequired[str | None]
     fingerprint: NotRequired[str | None]
+    filesystems: NotRequired[list[FileSystemView]]
+    memory_percent: NotRequired[int | None]
+    memory_level: NotRequired[str | None]
+    networking: NotRequired[NetworkingView]
 
 
 class TokenView(TypedDict):
