@@ -47,6 +47,7 @@ class QuickBuilds(SystemRunner):
             "vmlinux-cloud",
             "vmlinuz-cloud",
             "vmlinux-generic",
+            "vmlinuz-generic",
             "initrd-cloud",
             "initrd-generic",
         ):

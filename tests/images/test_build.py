@@ -71,12 +71,14 @@ async def test_micro_boots(
         await guest.shell("until [ $(df -m / | awk 'END{print $2}') -gt 200 ]; do sleep 0.1; done")
         await guest.shell("echo kept > /root/file && sync")
         await press_power_button(short_tmp)
-        await asyncio.wait_for(asyncio.shield(ended), 60)
+        async with asyncio.timeout(60):
+            await asyncio.shield(ended)
 
     async with boot(image, folder, mode, disk, seed, short_tmp, memory) as (guest, ended):
         assert await guest.shell("cat /root/file") == "kept\n"
         guest.send("guest-shutdown")
-        await asyncio.wait_for(asyncio.shield(ended), 60)
+        async with asyncio.timeout(60):
+            await asyncio.shield(ended)
 
 
 @pytest.mark.parametrize("moment", ["unpacking the base system", "writing the disk"])

@@ -10,8 +10,17 @@ import pytest
 
 from hanok.errors import Conflict
 from hanok.images import payload
+from hanok.images.builder import BuiltFiles, kernels_of
 from hanok.images.payload import fits_guest, installed_packages, make_payload, payload_digest
-from hanok.images.recipes import LAB, LAB_SYSTEM, MICRO, guest_files, resolve
+from hanok.images.recipes import (
+    LAB,
+    LAB_SYSTEM,
+    LAB_XEN,
+    LAB_XEN_SYSTEM,
+    MICRO,
+    guest_files,
+    resolve,
+)
 from hanok.proc import SystemRunner
 
 
@@ -35,6 +44,30 @@ def test_lab_depends_on_its_system_and_that_on_micro() -> None:
     assert system.stands_on == resolve(MICRO)
     assert len({lab.id, system.id, resolve(MICRO).id}) == 3
     assert "hanok-agent.service" in guest_files(LAB_SYSTEM)
+
+
+def test_the_lab_below_xen_has_all_that_the_other_has() -> None:
+    lab, system = resolve(LAB_XEN), resolve(LAB_XEN_SYSTEM)
+    assert lab.stands_on == system
+    assert system.stands_on == resolve(MICRO)
+    assert lab.payload == resolve(LAB).payload
+    kernels = {"linux-image-amd64", "linux-image-cloud-amd64"}
+    packages, others = set(system.base_packages), set(resolve(LAB_SYSTEM).base_packages)
+    assert packages >= others - kernels
+    assert packages & kernels == {"linux-image-amd64"}
+    files, other_files = guest_files(LAB_XEN_SYSTEM), guest_files(LAB_SYSTEM)
+    assert set(files) > set(other_files)
+    assert {name for name in other_files if files[name] != other_files[name]} == {"lab.modules"}
+
+
+def test_only_the_lab_below_xen_boots_a_hypervisor_first() -> None:
+    for ref in (MICRO, "debian:12", LAB_SYSTEM):
+        assert all(kernel.hypervisor is None for kernel in kernels_of(resolve(ref)))
+    (dom0,) = kernels_of(resolve(LAB_XEN_SYSTEM))
+    assert dom0.hypervisor is not None
+    assert dom0.hypervisor.file in BuiltFiles((dom0,)).names
+    assert "console=hvc0" in dom0.cmdline.split()
+    assert "ttyS0" not in dom0.cmdline  # that is Xen's
 
 
 @pytest.mark.skipif(not fits_guest(), reason="the packages of this Python are not the guest's")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,18 +12,44 @@ from hypothesis import strategies as st
 
 from hanok.errors import InvalidInput, Unsupported
 from hanok.images import recipes
+from hanok.images.builder import kernels_of, mmdebstrap_argv
 from hanok.images.recipes import guest_files, known_refs, resolve
+from hanok.images.sandbox import Sandbox
+from hanok.model.architecture import Arch
 
 _POLICY = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.A)
 
 
 def test_known_images() -> None:
-    assert known_refs() == ("micro", "debian:11", "debian:12", "debian:13", "lab")
+    assert known_refs() == (
+        *("micro", "debian:11", "debian:12", "debian:13", "lab", "lab-xen", "micro:arm64"),
+    )
     assert [resolve(ref).ref for ref in known_refs()] == list(known_refs())
 
 
 def test_plain_debian_is_debian_12() -> None:
     assert resolve("debian") == resolve("debian:12")
+
+
+def test_micro_of_another_architecture_is_another_image() -> None:
+    arm64 = resolve("micro:arm64")
+    assert arm64.architecture is Arch.ARM64
+    assert arm64.kind == "micro"
+    assert "linux-image-cloud-arm64" in arm64.base_packages
+    assert {"assemble-here", "applets", "inittab"} <= guest_files(arm64.files_kind).keys()
+    assert arm64.id != resolve("micro").id
+    argv = mmdebstrap_argv(arm64, Sandbox(Path("/b"), Path("/b/scratch"), None, 0))
+    assert "--architectures=arm64" in argv
+    assert not [word for word in argv if "chroot" in word], "nothing of it can be run here"
+    (kernel,) = kernels_of(arm64)
+    assert kernel.cmdline.startswith("console=ttyAMA0")
+
+
+def test_micro_is_that_of_the_hosts_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("micro:amd64") == resolve("micro")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert resolve("micro") == resolve("micro:arm64")
+    assert resolve("micro:amd64").architecture is Arch.AMD64
 
 
 def test_order_and_repetition_of_packages_do_not_matter() -> None:

@@ -10,14 +10,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hanok.durable import sync_path
 from hanok.errors import CommandFailed, HostError, InvalidInput, TimedOut
 from hanok.images.debs import keep_debs, offer_debs
-from hanok.images.filing import flush, hash_file, take_file
+from hanok.images.filing import hash_file, take_file
 from hanok.images.progress import BuildProgress, Report
 from hanok.images.qcow2 import read_virtual_size
-from hanok.images.recipes import LAB_SYSTEM, MICRO, Recipe, guest_files
+from hanok.images.recipes import (
+    KERNEL,
+    LAB_SYSTEM,
+    LAB_XEN_SYSTEM,
+    MICRO,
+    Recipe,
+    guest_files,
+)
 from hanok.images.sandbox import Sandbox, make_sandbox
-from hanok.model.image import Image, Kernel
+from hanok.model.architecture import GUEST_ARCHITECTURES, Arch
+from hanok.model.image import BareHypervisor, Image, Kernel
 from hanok.model.vm import Mode
 from hanok.proc import Account, Runner, require_program
 from hanok.units import MIB
@@ -25,7 +34,7 @@ from hanok.units import MIB
 METADATA = "image.json"
 DISK = "disk.qcow2"
 _TIME_LIMIT = 20 * 60
-_MINIMUM_MEMORY = {MICRO: 128, LAB_SYSTEM: 1024}  # MiB
+_MINIMUM_MEMORY = {MICRO: 128, LAB_SYSTEM: 1024, LAB_XEN_SYSTEM: 2048}  # MiB
 _FREE_SPACE = 512  # MiB left on a new Debian disk before it is grown
 _MISSING_PACKAGE = re.compile(r"E: Unable to locate package (\S+)")
 _NO_SUITE = re.compile(r"does not have a Release file|404 +Not Found|does not seem to be available")
@@ -40,14 +49,27 @@ _PROGRAMS = {
     "lz4": "lz4",
     "zstd": "zstd",
 }
+# What puts an image together that cannot do it itself: see files/micro-arm64.
+_PROGRAMS_HERE = {"depmod": "kmod", "cpio": "cpio"}
 # cryptomgr.notests skips self-tests of ciphers (0.5 s of an emulated CPU); expedited RCU shortens
-# waits in a boot that has one CPU. CPU mitigations stay as the kernel chooses: switching them off
-# gained nothing that could be measured.
-_FAST = "cryptomgr.notests rcupdate.rcu_expedited=1 audit=0"
+# waits in a boot that has one CPU. Without a watchdog over the TSC, which an emulated machine takes
+# from the host's, an idle guest wakes up 1.7 times a second instead of 4.5. CPU mitigations stay as
+# the kernel chooses: switching them off gained nothing that could be measured.
+_FAST = "cryptomgr.notests rcupdate.rcu_expedited=1 audit=0 tsc=nowatchdog"
 # Nothing in micro uses AppArmor, TOMOYO or pressure statistics, which each file and each wake-up
 # would be checked and counted for.
 _FASTER = f"{_FAST} lsm=landlock,yama psi=0"
-_CONSOLE = "console=ttyS0,115200"
+_FASTER_ARM64 = _FASTER.replace(" tsc=nowatchdog", "")
+# QEMU 7.2's emulation of XSAVE mixes registers where the emulated CPU virtualizes (seen below Xen,
+# see hypervisors/qemu/arch.py), and kernels of hosts with several guests in KVM have crashed there.
+_NESTING = "noxsave"
+_CONSOLE = f"console={GUEST_ARCHITECTURES[Arch.AMD64].console},115200"
+# Xen has the serial port, and Dom0's console is Xen's. Dom0 keeps its memory and never grows. Xen
+# would write all free memory once, which a clone's host would then have to keep for it.
+_XEN_LINE = (
+    "console=com1 com1=115200,8n1 dom0_mem=1G,max:1G dom0_max_vcpus=1-2 bootscrub=0 loglvl=info"
+)
+_XEN_CONSOLE = "console=hvc0"
 
 
 @dataclass(frozen=True)
@@ -61,33 +83,69 @@ class BuiltFiles:
         """File names, the disk first."""
         found = [DISK]
         for kernel in self.kernels:
-            found += [kernel.vmlinuz, kernel.initrd]
+            found += kernel.files
         return tuple(found)
 
 
 def kernels_of(recipe: Recipe) -> tuple[Kernel, ...]:
     """Return the kernels of an image, the fastest first."""
+    if recipe.architecture is not Arch.AMD64:
+        return (_foreign_kernel(recipe.architecture),)
     if recipe.kind == MICRO:
         line = f"{_CONSOLE} root=LABEL=hanok-root rw quiet {_FASTER}"
         cloud = "vmlinux-cloud"
     else:
         line = f"{_CONSOLE} root=LABEL=hanok-root rw quiet {_FAST} net.ifnames=0"
         cloud = "vmlinuz-cloud"
+    if recipe.kind == KERNEL:
+        cloud = "vmlinux-cloud"
+    if recipe.kind == LAB_XEN_SYSTEM:
+        return (_dom0_kernel(line.replace(_CONSOLE, _XEN_CONSOLE)),)
     full = (Mode.FULL, Mode.PARA, Mode.HYBRID)
     fast = Kernel(
-        name="cloud", vmlinuz=cloud, initrd="initrd-cloud", cmdline=line, modes=(Mode.PARA,)
+        name="cloud",
+        vmlinuz=cloud,
+        initrd="initrd-cloud",
+        cmdline=line,
+        modes=(Mode.PARA, Mode.HYBRID),
     )
     if recipe.kind == LAB_SYSTEM:
-        return (fast,)
-    return (
-        fast,
-        Kernel(
-            name="generic",
-            vmlinuz="vmlinux-generic",
-            initrd="initrd-generic",
-            cmdline=line,
-            modes=full,
-        ),
+        return (fast.model_copy(update={"cmdline": f"{line} {_NESTING}"}),)
+    generic = Kernel(
+        name="generic",
+        vmlinuz="vmlinux-generic",
+        bzimage="vmlinuz-generic",
+        initrd="initrd-generic",
+        cmdline=line,
+        modes=full,
+    )
+    if recipe.kind == KERNEL:
+        alone = generic.model_copy(update={"bzimage": None})
+        return (fast if "-cloud-" in recipe.packages[0] else alone,)
+    return (fast, generic)
+
+
+def _foreign_kernel(arch: Arch) -> Kernel:
+    """Return the one kernel of a guest of another architecture: its board has no old hardware."""
+    console = f"console={GUEST_ARCHITECTURES[arch].console},115200"
+    return Kernel(
+        name="cloud",
+        vmlinuz="vmlinuz-cloud",
+        initrd="initrd-cloud",
+        cmdline=f"{console} root=LABEL=hanok-root rw quiet {_FASTER_ARM64}",
+        modes=(Mode.PARA,),
+    )
+
+
+def _dom0_kernel(line: str) -> Kernel:
+    """Return the full kernel below Xen: the small one has no support for Dom0."""
+    return Kernel(
+        name="dom0",
+        vmlinuz="dom0",
+        initrd="initrd-generic",
+        cmdline=line,
+        modes=(Mode.PARA,),
+        hypervisor=BareHypervisor(file="xen", cmdline=_XEN_LINE),
     )
 
 
@@ -99,19 +157,28 @@ def mmdebstrap_argv(recipe: Recipe, sandbox: Sandbox) -> list[str]:
     files, debs, out = (
         shlex.quote(str(path)) for path in (sandbox.files, sandbox.debs, sandbox.out)
     )
-    is_micro = recipe.kind == MICRO
-    hook = "extract" if is_micro else "customize"
-    shell = "busybox sh" if is_micro else "sh"
+    is_foreign = recipe.architecture is not Arch.AMD64
+    is_unpacked = recipe.kind in (MICRO, KERNEL)
+    hook = "extract" if is_unpacked else "customize"
+    shell = "busybox sh" if is_unpacked else "sh"
     packages = (*recipe.base_packages, *recipe.packages)
     # Variant extract has downloaded everything when its hooks run.
-    fetched = "" if is_micro else " ".join(packages)
+    fetched = "" if is_unpacked else " ".join(packages)
+    more = [f"--{hook}-hook=sh {files}/pack-xen {out}"] if recipe.kind == LAB_XEN_SYSTEM else []
+    making = [
+        f'--{hook}-hook=chroot "$1" {shell} /var/tmp/hanok/files/assemble',
+        f'--{hook}-hook=sh {files}/pack {out} "$1" {recipe.kind} {_FREE_SPACE}',
+    ]
+    if is_foreign:  # nothing of it can be run here
+        making = [f'--{hook}-hook=sh {files}/assemble-here {out} "$1"']
     return [
         "mmdebstrap",
         "--mode=unshare",
         "--verbose",
         "--format=null",
         "--skip=cleanup",
-        f"--variant={'extract' if is_micro else 'minbase'}",
+        f"--variant={'extract' if is_unpacked else 'minbase'}",
+        *([f"--architectures={recipe.architecture}"] if is_foreign else []),
         # A name that does not exist must not be taken for a regular expression.
         '--aptopt=APT::Cmd::Pattern-Only "true"',
         '--aptopt=Acquire::Languages "none"',
@@ -120,8 +187,8 @@ def mmdebstrap_argv(recipe: Recipe, sandbox: Sandbox) -> list[str]:
         f'--setup-hook=sh {files}/offer {debs} "$1"',
         f'--extract-hook=sh {files}/fetch {out} "$1" {fetched}',
         f'--{hook}-hook=sh {files}/place {files} "$1"',
-        f'--{hook}-hook=chroot "$1" {shell} /var/tmp/hanok/files/assemble',
-        f'--{hook}-hook=sh {files}/pack {out} "$1" {recipe.kind} {_FREE_SPACE}',
+        *making,
+        *more,
         recipe.suite,
         "-",
     ]
@@ -146,10 +213,13 @@ class Builder:
         Raises InvalidInput for a package that does not exist, CommandFailed with the last lines of
         output, TimedOut.
         """
-        for program, package in _PROGRAMS.items():
+        here = _PROGRAMS_HERE if recipe.architecture is not Arch.AMD64 else {}
+        for program, package in {**_PROGRAMS, **here}.items():
             require_program(program, package)
         cache = self._cache / recipe.suite
-        sandbox = make_sandbox(folder, self._account, guest_files(recipe.kind))
+        if recipe.architecture is not Arch.AMD64:
+            cache = self._cache / f"{recipe.suite}-{recipe.architecture}"
+        sandbox = make_sandbox(folder, self._account, guest_files(recipe.files_kind))
         await asyncio.to_thread(offer_debs, cache, sandbox.debs)
         if inside is not None:
             held = sandbox.files / "images" / inside.name
@@ -196,6 +266,7 @@ class Builder:
             ref=recipe.ref,
             os=recipe.os,
             packages=recipe.packages,
+            architecture=recipe.architecture,
             disk=DISK,
             disk_size=read_virtual_size(target / DISK),
             kernels=built.kernels,
@@ -210,8 +281,8 @@ class Builder:
         path.write_text(image.model_dump_json(indent=2) + "\n")
         path.chmod(0o644)
         for name in (*built.names, METADATA):
-            flush(target / name)
-        flush(target)
+            sync_path(target / name)
+        sync_path(target)
         return target
 
 

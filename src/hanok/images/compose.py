@@ -11,8 +11,9 @@ import shutil
 import time
 from pathlib import Path
 
+from hanok.durable import sync_path
 from hanok.images.builder import METADATA
-from hanok.images.filing import flush, hash_file
+from hanok.images.filing import hash_file
 from hanok.images.payload import make_payload
 from hanok.images.recipes import Recipe
 from hanok.model.image import Image
@@ -51,8 +52,8 @@ async def compose(
     path.write_text(image.model_dump_json(indent=2) + "\n")
     path.chmod(0o644)
     for name in (PAYLOAD, METADATA):
-        flush(target / name)
-    flush(target)
+        sync_path(target / name)
+    sync_path(target)
     return target
 
 
@@ -63,4 +64,4 @@ def _link(source: Path, target: Path) -> None:
         return
     shutil.copyfile(source, target)
     target.chmod(0o644)
-    flush(target)
+    sync_path(target)

@@ -20,15 +20,6 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Write a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def take_file(source: Path, target: Path, owner: int) -> None:
     """Move what foreign code running as uid ``owner`` wrote to ``target``, for all to read.
 

@@ -18,26 +18,38 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from hanok.errors import Conflict, HostError, NotFound
+from hanok.durable import sync_path
+from hanok.errors import CommandFailed, Conflict, HostError, NotFound, Unsupported
+from hanok.filesystems import disk_full, file_system_of, full_error, is_full
 from hanok.images.builder import METADATA, Builder
 from hanok.images.compose import compose
-from hanok.images.filing import flush, hash_file
+from hanok.images.filing import hash_file
+from hanok.images.foreign.take import ForeignOrder, take_foreign
 from hanok.images.locks import hold, try_lock, unlock
-from hanok.images.recipes import Recipe, resolve
+from hanok.images.paravirtualize import Order, paravirtualize
+from hanok.images.progress import Report
+from hanok.images.recipes import Recipe, is_own, resolve
 from hanok.images.sandbox import remove_foreign, remove_leftovers
+from hanok.model.architecture import Arch
 from hanok.model.image import Image
 from hanok.proc import Account, Runner
+from hanok.units import GIB, MIB
 
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[0-9a-f]{16}", re.A)
 _BUILD = ".build-"
 _TRASH = ".trash-"
 _LOCK = ".lock-"
+# The smallest image, with what its build leaves behind.
+_LEAST_ROOM = 512 * MIB
+_STEP = 256 * MIB
+_PLENTY = 16 * GIB  # more than any build was seen to need: what lacks room is another disk
+_NO_ROOM = re.compile("No space left on device|enough free space|Disk quota exceeded")
 
 
 class ImageLibrary:
@@ -47,6 +59,7 @@ class ImageLibrary:
         """``build_account``: the uid that builds when we are root (default: one of our own)."""
         self._folder = folder
         self._runner = runner
+        self._account = build_account
         self._builder = Builder(runner, build_account, folder / ".apt-cache")
 
     def list(self) -> list[Image]:
@@ -79,11 +92,33 @@ class ImageLibrary:
 
         Raises InvalidInput when there can be no such image.
         """
+        if is_own(ref):
+            return self._find_own(ref, packages)
         return self._find(resolve(ref, packages))
+
+    def identity(self, ref: str, packages: tuple[str, ...] = ()) -> str:
+        """Return the id of the image that ``ref`` with ``packages`` means now, built or not.
+
+        Raises InvalidInput when there can be no such image, NotFound for one that was made of
+        another and is gone.
+        """
+        if is_own(ref):
+            return self._own(ref, packages).id
+        return resolve(ref, packages).id
 
     def path(self, image: Image) -> Path:
         """Return the folder that holds the files of ``image``."""
         return self._folder / image.id
+
+    def architecture(self, ref: str, packages: tuple[str, ...] = ()) -> Arch | None:
+        """Return what guests of image ``ref`` run on; None for one of the user's that is gone.
+
+        Raises InvalidInput for an image that is not known.
+        """
+        if is_own(ref):
+            image = self._find_own(ref, packages)
+            return None if image is None else image.architecture
+        return resolve(ref, packages).architecture
 
     async def ensure(
         self,
@@ -98,6 +133,8 @@ class ImageLibrary:
         CommandFailed with the last lines of a failed build, TimedOut. A failed or cancelled build
         leaves nothing but downloaded packages.
         """
+        if is_own(ref):
+            return self._own(ref, packages)
         recipe = resolve(ref, packages)
         if (image := self._find(recipe)) is not None:
             return image
@@ -116,6 +153,58 @@ class ImageLibrary:
                 return image
             return await self._build(recipe, progress, lock, below)
 
+    async def paravirtualize(self, order: Order, progress: Report) -> Image:
+        """Return the image that ``order`` describes, making it when it is missing.
+
+        Raises Conflict when another image has its name, GuestError when the disk cannot be
+        changed, CommandFailed, TimedOut. A failed or cancelled attempt leaves nothing.
+        """
+
+        async def make(build: Path) -> Path:
+            return await paravirtualize(order, build, self._account, self._runner, progress)
+
+        return await self._add(order.id, order.ref, make, progress)
+
+    async def take(self, order: ForeignOrder, progress: Report) -> Image:
+        """Return the image of a foreign disk, making it when it is missing.
+
+        Raises Conflict when another image has its name, and what ``take_foreign`` raises. A failed
+        or cancelled attempt leaves nothing but the file that was given.
+        """
+
+        async def make(build: Path) -> Path:
+            return await take_foreign(order, build, self._account, self._runner, progress)
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return await self._add(order.id, order.ref, make, progress)
+
+    async def _add(
+        self, image_id: str, ref: str, make: Callable[[Path], Awaitable[Path]], progress: Report
+    ) -> Image:
+        """Return the image that was named by a user, made by ``make`` when it is missing."""
+
+        def waiting() -> None:
+            progress("waiting for another command that makes the same image", None)
+
+        async with hold(self._folder / (_LOCK + image_id), waiting):
+            if (image := self.get(image_id)) is not None:
+                return image
+            self.check_free(ref)
+            await self._put(image_id, make)
+        image = self.get(image_id)
+        if image is None:
+            raise HostError(f"the image {ref} vanished after it was made")
+        return image
+
+    def check_free(self, ref: str) -> None:
+        """Raise Conflict when an image is called ``ref`` already."""
+        if (other := self._find_own(ref)) is not None:
+            raise Conflict(
+                f"the name {ref} is that of another image ({other.id})",
+                field="name",
+                hint=f"choose another name, or delete that one: hanok image delete {other.id}",
+            )
+
     async def delete(self, image_id: str) -> None:
         """Delete an image. Raises NotFound; Conflict while it is being built or deleted."""
         if self.get(image_id) is None and not self._is_folder(image_id):
@@ -128,7 +217,7 @@ class ImageLibrary:
             trash = Path(tempfile.mkdtemp(prefix=f"{_TRASH}{image_id}-", dir=self._folder))
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / image_id).rename(trash / image_id)
-            flush(self._folder)
+            sync_path(self._folder)
             await asyncio.to_thread(shutil.rmtree, trash)
         finally:
             unlock(lock_path, lock)
@@ -151,6 +240,8 @@ class ImageLibrary:
     def sweep(self) -> None:
         """Remove what dead builds and deletions left; those that live are left alone."""
         if not self._folder.is_dir():
+            return
+        if not os.access(self._folder, os.W_OK):  # another user's, who sees to it
             return
         for entry in [Path(found) for found in os.scandir(self._folder)]:
             if entry.name.startswith(_BUILD):
@@ -175,24 +266,44 @@ class ImageLibrary:
         lock: int,
         below: Image | None,
     ) -> Image:
-        build = self._folder / (_BUILD + recipe.id)
-        target = self._folder / recipe.id
+        async def make(build: Path) -> Path:
+            return await self._make(recipe, build, progress, lock, below)
+
+        await self._put(recipe.id, make)
+        image = self._find(recipe)
+        if image is None:
+            raise HostError(f"the image {recipe.ref} vanished after it was built")
+        progress("built", 1.0)
+        return image
+
+    async def _put(self, image_id: str, make: Callable[[Path], Awaitable[Path]]) -> None:
+        """Put what ``make`` makes in a folder of its own where image ``image_id`` belongs."""
+        build = self._folder / (_BUILD + image_id)
+        target = self._folder / image_id
         async with contextlib.AsyncExitStack() as undo:
             if build.is_dir():
                 await remove_foreign(build, self._runner)
             build.mkdir(mode=0o755)
             build.chmod(0o755)
             undo.push_async_callback(remove_foreign, build, self._runner)
-            finished = await self._make(recipe, build, progress, lock, below)
+            free = file_system_of(self._folder).free
+            try:
+                finished = await make(build)
+            except (CommandFailed, OSError) as error:
+                if free > _PLENTY or not self._is_for_want_of_room(error):
+                    raise
+                needed = max(free + _STEP, _LEAST_ROOM)  # what there was did not do
+                raise disk_full(self._folder, "the image", needed) from error
             if target.exists():  # its metadata is damaged, or it would have been found
                 await asyncio.to_thread(shutil.rmtree, target)
             finished.rename(target)
-            flush(self._folder)
-        image = self._find(recipe)
-        if image is None:
-            raise HostError(f"the image {recipe.ref} vanished after it was built")
-        progress("built", 1.0)
-        return image
+            sync_path(self._folder)
+
+    def _is_for_want_of_room(self, error: CommandFailed | OSError) -> bool:
+        """Whether a build failed since the file system was full; its files may be gone by now."""
+        if isinstance(error, OSError):
+            return full_error(error) is not None
+        return is_full(self._folder) or _NO_ROOM.search(error.message) is not None
 
     async def _make(
         self,
@@ -216,14 +327,34 @@ class ImageLibrary:
         whole = all((self.path(image) / name).is_file() for name in _file_names(image))
         return image if whole else None
 
+    def _own(self, ref: str, packages: tuple[str, ...]) -> Image:
+        image = self._find_own(ref, packages)
+        if image is None:
+            raise NotFound(
+                f"there is no image {ref} on this host",
+                field="image",
+                hint="'hanok image list' shows those that are",
+            )
+        return image
+
+    def _find_own(self, ref: str, packages: tuple[str, ...] = ()) -> Image | None:
+        if packages:
+            raise Unsupported(
+                f"packages cannot be added to {ref}, which was imported or made of another image",
+                field="packages",
+                expected="no packages",
+            )
+        return next((image for image in self.list() if image.ref == ref), None)
+
     def _is_folder(self, image_id: str) -> bool:
         return _ID.fullmatch(image_id) is not None and (self._folder / image_id).is_dir()
 
 
 def _file_names(image: Image) -> list[str]:
     names = [image.disk, *image.more_disks, *image.checksums]
+    names += [disk.file for disk in image.data_disks]
     for kernel in image.kernels:
-        names += [kernel.vmlinuz, kernel.initrd]
+        names += kernel.files
     return names
 
 

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -198,7 +199,7 @@ def _copy_packages(packages: Iterable[Package], site: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    shutil.copy(source, target)
 
 
 def _write_metadata(site: Path) -> None:
@@ -217,7 +218,6 @@ def _write_environment(work: Path) -> None:
     folder.mkdir()
     (folder / "python3").symlink_to("/usr/bin/python3")
     (folder / "hanok").write_text(_COMMAND)
-    _copy(_root() / "images/files/lab/welcome", folder / "welcome")
 
 
 async def _fetch_wheels(packages: list[Package], site: Path, runner: Runner) -> None:
@@ -247,4 +247,5 @@ def _open_to_all(folder: Path) -> None:
         Path(parent).chmod(0o755)
         for path in (Path(parent) / name for name in names):
             if not path.is_symlink():
-                path.chmod(0o755 if path.parent.name == "bin" else 0o644)
+                is_program = path.parent.name == "bin" or path.stat().st_mode & stat.S_IXUSR
+                path.chmod(0o755 if is_program else 0o644)

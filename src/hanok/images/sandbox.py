@@ -13,7 +13,7 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,8 @@ DEFAULT_ACCOUNT = Account(1_699_900_000, 1_699_900_000)
 _SUB_BASE = 1_699_900_001
 _SUB_COUNT = 65536
 _BUILD_USER = "hanok-build"
+SUBUID = Path("/etc/subuid")
+SUBGID = Path("/etc/subgid")
 _SCRATCH_NAME = "scratch"
 _LIMITS = Limits(cpu_seconds=1200, memory=8 * GIB)
 
@@ -131,16 +133,32 @@ def _write_identities(folder: Path, account: Account) -> None:
 
 
 def _own_subordinate_base() -> int:
-    name = pwd.getpwuid(os.getuid()).pw_name
+    """Return the first uid of our own range. Raises HostError when a range is missing."""
+    name = number = str(os.getuid())
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(os.getuid()).pw_name
+    found = []
+    for path in (SUBUID, SUBGID):
+        first = _first_of(path, {name, number})
+        if first is None:
+            raise HostError(
+                f"the user {name} has no range of ids in {path}, which the building of an image"
+                " needs: packages are unpacked with owners of their own",
+                hint=f"as root: usermod --add-subuids 200000-265535 --add-subgids 200000-265535"
+                f" {name}; 'hanok image pull' and 'import' need none",
+            )
+        found.append(first)
+    return found[0]
+
+
+def _first_of(path: Path, names: Collection[str]) -> int | None:
+    """Return where the first range of one of ``names`` begins in a file such as subuid(5)."""
     with contextlib.suppress(FileNotFoundError):
-        for line in Path("/etc/subuid").read_text().splitlines():
+        for line in path.read_text().splitlines():
             user, _, span = line.partition(":")
-            if user == name:
+            if user in names:
                 return int(span.partition(":")[0])
-    raise HostError(
-        f"the user {name} has no subordinate ids, which a build needs",
-        hint=f"as root: usermod --add-subuids 200000-265535 --add-subgids 200000-265535 {name}",
-    )
+    return None
 
 
 def remove_leftovers(folder: Path) -> bool:
