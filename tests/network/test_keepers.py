@@ -217,6 +217,34 @@ def test_ensure_takes_away_what_is_not_asked_for(bench: Bench) -> None:
     bench.run(body)
 
 
+def test_another_name_leaves_the_plug_alone(bench: Bench) -> None:
+    async def body(networks: KeeperNetworks) -> None:
+        await networks.ensure(ISOLATED, [])
+        port = make_port(2, "8080:80")
+        guest, other = await bench.plug(networks, port), await bench.plug(networks, make_port(3))
+        assert guest.lease()["address"] == port.address
+        named = port.model_copy(update={"host_name": "shop"})
+        for again in (named, named):
+            await networks.rename(RECORD.name, again)
+        await networks.settle(RECORD.name)
+        assert other.resolve("shop", RECORD.gateway) == port.address
+        assert other.resolve("vm2", RECORD.gateway) is None
+        assert guest.ping(RECORD.gateway, GATEWAY_MAC)
+        with pytest.raises(Conflict):
+            await networks.rename(RECORD.name, port.model_copy(update={"host_name": "vm3"}))
+        with pytest.raises(NotFound):
+            await networks.rename(RECORD.name, make_port(4))
+        # A daemon that died before it came to rename: the next one says all ports.
+        await bench.ensure(networks, ISOLATED, [port, make_port(3)])
+        assert other.resolve("vm2", RECORD.gateway) == port.address
+        assert guest.ping(RECORD.gateway, GATEWAY_MAC)
+        assert guest.lease()["address"] == port.address
+        guest.close()
+        other.close()
+
+    bench.run(body)
+
+
 def test_a_stale_tap_is_replaced_and_a_closed_one_vanishes(bench: Bench) -> None:
     async def body(networks: KeeperNetworks) -> None:
         await networks.ensure(ISOLATED, [])

@@ -14,7 +14,8 @@ from tests.network.conftest import RECORD, make_port
 
 
 async def test_the_life_of_a_port() -> None:
-    networks: Networks = NoNetworks()
+    networks = NoNetworks()
+    _: Networks = networks
     with pytest.raises(HostError, match="not running"):
         await networks.attach("default", make_port(2))
     assert (await networks.ensure(RECORD, [])).running

@@ -67,7 +67,8 @@ async def test_a_client_that_does_not_read_stops_the_guest_not_the_keeper() -> N
             while sent < 256 * 1024 * 1024:
                 writer.write(bytes(65536))
                 try:
-                    await asyncio.wait_for(writer.drain(), 0.5)
+                    async with asyncio.timeout(0.5):
+                        await writer.drain()
                 except TimeoutError:
                     stuck.set()
                     return
@@ -79,7 +80,8 @@ async def test_a_client_that_does_not_read_stops_the_guest_not_the_keeper() -> N
         relayed(server.sockets[0].getsockname()[1]) as (_, port),
     ):
         _, writer = await asyncio.open_connection(GUEST, port, limit=1024)
-        await asyncio.wait_for(stuck.wait(), 30)
+        async with asyncio.timeout(30):
+            await stuck.wait()
         assert sent < 64 * 1024 * 1024
         writer.transport.abort()
 
@@ -105,7 +107,8 @@ async def test_a_guest_that_never_answers_does_not_hold_a_client() -> None:
         async with relayed(address[1], RelayLimits(connect=0.3)) as (_, port):
             reader, writer = await asyncio.open_connection(GUEST, port)
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.read(), 20)
+                async with asyncio.timeout(20):
+                    await reader.read()
             writer.close()
         with pytest.raises(GuestError, match="did not answer"):
             await connect(GUEST, address[1], 0.3)
@@ -118,7 +121,8 @@ async def test_a_half_closed_relay_without_data_is_ended() -> None:
             end = (await asyncio.get_running_loop().sock_accept(guest))[0]
             writer.write_eof()
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.read(), 20)
+                async with asyncio.timeout(20):
+                    await reader.read()
             writer.close()
             end.close()
 

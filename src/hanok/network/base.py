@@ -10,7 +10,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from hanok.errors import Conflict
-from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
+from hanok.model.network import (
+    NetworkingFacts,
+    NetworkPort,
+    NetworkRecord,
+    NetworkStatus,
+    Plug,
+)
 
 POOL = ipaddress.IPv4Network("10.87.0.0/16")
 # 1021 guests: a Linux bridge takes 1023 ports. Smaller ones only where no such room is left.
@@ -24,6 +30,8 @@ class Networks(Protocol):
     but ``ensure``, ``detach``, ``status``, ``stop`` and ``sweep``.
     """
 
+    facts: NetworkingFacts
+
     async def ensure(self, record: NetworkRecord, ports: Sequence[NetworkPort]) -> NetworkStatus:
         """Start the network, or adopt it when it runs, and bring it to exactly these ports.
 
@@ -34,13 +42,15 @@ class Networks(Protocol):
         """
         ...
 
-    async def attach(self, network: str, port: NetworkPort) -> int:
+    async def attach(self, network: str, port: NetworkPort) -> Plug:
         """Plug a VM in: filters, published ports and a tap in the bridge, then lease and name.
 
         Returns an open tap descriptor for the hypervisor; the caller closes it, and the tap
         vanishes with its last descriptor. The tap is pinned by the filters; lease and name come
         in the background within a moment, ``settle`` tells when. A stale tap of the same VM is
-        replaced. On failure the VM is not attached. Raises Conflict when a MAC, an address, a
+        replaced. Where no tap can be had: what the hypervisor is to do itself.
+
+        On failure the VM is not attached. Raises Conflict when a MAC, an address, a
         name or a host port is taken.
         """
         ...
@@ -57,6 +67,14 @@ class Networks(Protocol):
 
         There is a way out then too, or a reason in ``status`` why there is none. Raises
         HostError when the name server has failed, TimedOut when it does not answer.
+        """
+        ...
+
+    async def rename(self, network: str, port: NetworkPort) -> None:
+        """Let the VM, which is attached, be found as ``port.host_name``; all else of it stays.
+
+        The name comes in the background, as with ``attach``. Raises Conflict when it is taken, or
+        when the network was started by a Hanok that cannot rename, NotFound when it is not there.
         """
         ...
 

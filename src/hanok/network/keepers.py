@@ -1,4 +1,4 @@
-"""Networks as root: each in namespaces of its own, held by a keeper that outlives the daemon."""
+"""Networks in namespaces of their own, each held by a keeper that outlives the daemon."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanok.errors import HanokError, HostError, InvalidInput, TimedOut
+from hanok.errors import Conflict, HanokError, HostError, InvalidInput, TimedOut
 from hanok.model.base import NAME_PATTERN
-from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
+from hanok.model.network import NetworkingFacts, NetworkPort, NetworkRecord, NetworkStatus
 from hanok.network import outward, wire
 from hanok.network.client import ask
 from hanok.network.keeper.config import Config
 from hanok.network.keeper.routes import open_routes
+from hanok.network.keeper.rtnetlink import Rtnetlink, move
 from hanok.network.publish import Key, as_mapping, as_publishes, open_listeners
 from hanok.proc import (
     OWNER_VARIABLE,
@@ -39,7 +40,7 @@ from hanok.proc import (
 KIND = "keeper"
 _NAMES = "dnsmasq"
 _OWN_KINDS = (KIND, outward.KIND, _NAMES)
-_START_TIMEOUT = 20
+_START_TIMEOUT = 60  # a busy host, or an emulated one
 _NO_VM = {"vm": ""}  # a status without anybody's published ports
 _TERM_TIMEOUT = 5
 
@@ -54,6 +55,7 @@ class KeeperNetworks:
     def __init__(
         self, folder: Path, home: Path, runner: Runner, python: str = sys.executable
     ) -> None:
+        self.facts = NetworkingFacts(kind="namespace")
         self._folder = folder
         self._home = home
         self._runner = runner
@@ -92,6 +94,30 @@ class KeeperNetworks:
             undo.pop_all()
             return tap
 
+    async def plug_link(self, network: str, vm: str, link: str) -> None:
+        """Put interface ``link`` of this host in place of the tap of VM ``vm``, as root.
+
+        The VM is attached: the filters of its port hold for the interface from its first frame.
+        It is its maker's to delete; when the network ends, the kernel gives it back to the host,
+        down and unplugged. Raises HostError when either is gone.
+        """
+        async with self._locks[network]:
+            keeper = self._find_keeper(network)
+            if keeper is None:
+                raise HostError(f"network {network} is not running")
+            try:
+                with contextlib.closing(Rtnetlink()) as links:
+                    links.run(move(socket.if_nametoindex(link), keeper))
+            except OSError as error:
+                raise HostError(f"the interface {link} is gone: {error.strerror}") from error
+            await self._ask(network, "link", {"vm": vm, "link": link})
+
+    async def renew_tap(self, network: str, vm: str) -> int:
+        """Return a new tap of VM ``vm``, which is attached; as ``attach`` does in all else."""
+        async with self._locks[network]:
+            answer = await self._ask(network, "tap", {"vm": vm})
+            return answer.descriptors[0]
+
     async def detach(self, network: str, vm: str) -> None:
         """See Networks.detach."""
         async with self._locks[network]:
@@ -105,6 +131,18 @@ class KeeperNetworks:
         # A keeper of an earlier version does not know it: there attach itself waits.
         with contextlib.suppress(InvalidInput):
             await self._ask(network, "settle")
+
+    async def rename(self, network: str, port: NetworkPort) -> None:
+        """See Networks.rename."""
+        try:
+            await self._ask(network, "rename", {"port": _port_body(port)})
+        except InvalidInput as error:  # a keeper of an earlier version does not know it
+            raise Conflict(
+                f"the network {network} was started by an earlier Hanok, which cannot rename",
+                field="name",
+                hint="stop all VMs on it once, and start them again; or rename this one while it"
+                " is stopped",
+            ) from error
 
     async def publish(self, network: str, port: NetworkPort) -> None:
         """See Networks.publish."""
@@ -258,10 +296,13 @@ class KeeperNetworks:
             if _is_keeper(first):
                 send_signal(first.pid, signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(wait_for_exit(first.pid), _TERM_TIMEOUT)
+                    async with asyncio.timeout(_TERM_TIMEOUT):
+                        await wait_for_exit(first.pid)
             for process in processes:
                 if owner_of(process.pid) == process.owner:
                     await kill_and_wait(process.pid)
+        for pid in outward.find_hidden(path / "pasta.pid"):
+            await kill_and_wait(pid)
         if path.exists():
             await asyncio.to_thread(shutil.rmtree, path)
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Sequence
 
 from hanok.errors import Conflict, GuestError, HostError, NotFound
-from hanok.model.network import NetworkPort, NetworkRecord, NetworkStatus
+from hanok.model.network import NetworkingFacts, NetworkPort, NetworkRecord, NetworkStatus
 
 _REASON = "simulated: no packet moves"
 
@@ -19,6 +19,7 @@ class NoNetworks:
     """
 
     def __init__(self) -> None:
+        self.facts = NetworkingFacts(kind="none", reason=_REASON)
         self._ports: dict[str, dict[str, NetworkPort]] = {}
 
     async def ensure(self, record: NetworkRecord, ports: Sequence[NetworkPort]) -> NetworkStatus:
@@ -40,6 +41,13 @@ class NoNetworks:
     async def settle(self, network: str) -> None:
         """See Networks.settle."""
         self._running(network)
+
+    async def rename(self, network: str, port: NetworkPort) -> None:
+        """See Networks.rename."""
+        ports = self._running(network)
+        if port.vm not in ports:
+            raise NotFound(f"VM {port.vm} is not attached to network {network}")
+        ports[port.vm] = ports[port.vm].model_copy(update={"host_name": port.host_name})
 
     async def publish(self, network: str, port: NetworkPort) -> None:
         """See Networks.publish."""

@@ -41,10 +41,13 @@ _PRIVATE_TUN = (
 )
 
 
-def pasta_argv(keeper: int, uid: int | None, mtu: int = 1500) -> list[str]:
+def pasta_argv(
+    keeper: int, uid: int | None, mtu: int = 1500, pid_file: Path | None = None
+) -> list[str]:
     """Return the command that attaches pasta to the namespaces of process ``keeper``.
 
-    ``uid`` is the network's user, None when the daemon is not root. No port is forwarded in
+    ``uid`` is the network's user, None when the daemon is not root; ``pid_file`` is for that: see
+    ``find_hidden``. No port is forwarded in
     either direction, and no address in the namespace stands for the host's loopback.
     """
     argv = ["pasta", "--foreground", "--stderr", "--quiet", "--ipv4-only", "--config-net"]
@@ -54,7 +57,7 @@ def pasta_argv(keeper: int, uid: int | None, mtu: int = 1500) -> list[str]:
     argv += ["--ns-ifname", OUT, "--mtu", str(mtu), "--dns-forward", DNS_FORWARD]
     argv += ["--address", OUT_ADDRESS, "--netmask", str(OUT_PREFIX), "--gateway", OUT_GATEWAY]
     if uid is None:
-        return argv
+        return [*argv, *(("--pid", str(pid_file)) if pid_file is not None else ())]
     become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
     become.append("--no-new-privs")
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _PRIVATE_TUN, "sh"]
@@ -81,6 +84,32 @@ def find_pasta(home: Path, network: str) -> list[int]:
     return [p.pid for p in find_owned(home, KIND) if p.owner.ident == network]
 
 
+def find_hidden(pid_file: Path) -> list[int]:
+    """Return the processes of ours that are pasta with this ``pid_file``.
+
+    pasta hides its environment, and with it the mark, from all but root. What it was called with
+    it cannot hide; and another user cannot have our uid.
+    """
+    if os.geteuid() == 0:
+        return []
+    wanted = b"\0--pid\0" + os.fsencode(pid_file) + b"\0"
+    return [
+        int(entry.name)
+        for entry in os.scandir("/proc")
+        if entry.name.isdigit() and _is_ours(Path(entry.path), wanted)
+    ]
+
+
+def _is_ours(process: Path, wanted: bytes) -> bool:
+    try:
+        if wanted not in (process / "cmdline").read_bytes():
+            return False
+        status = (process / "status").read_text()
+    except OSError:
+        return False  # it has ended
+    return f"\nUid:\t{os.geteuid()}\t" in status
+
+
 def is_attached(keeper: int) -> bool:
     """Return whether the namespace of process ``keeper`` has its way out."""
     try:
@@ -100,6 +129,11 @@ class Target:
     uid: int | None
     log: Path
 
+    @property
+    def pid_file(self) -> Path:
+        """What an ordinary user's pasta is found by."""
+        return self.log.with_suffix(".pid")
+
 
 async def start_pasta(runner: Runner, target: Target) -> int:
     """Attach a new pasta to the keeper and return its pid once traffic can pass.
@@ -115,7 +149,8 @@ async def start_pasta(runner: Runner, target: Target) -> int:
         os.truncate(log, 0)
     start = log.stat().st_size if log.exists() else 0
     owner = Owner(home=str(target.home), kind=KIND, ident=target.network)
-    pid = await runner.spawn(pasta_argv(target.keeper, target.uid), owner=owner, output=log)
+    argv = pasta_argv(target.keeper, target.uid, pid_file=target.pid_file)
+    pid = await runner.spawn(argv, owner=owner, output=log)
     try:
         async with asyncio.timeout(_TIMEOUT):
             while not is_attached(target.keeper):
@@ -193,7 +228,8 @@ class WayOut:
 
     async def _find(self) -> int | None:
         """Return the pasta that an earlier daemon has attached; one that is not attached ends."""
-        pids = find_pasta(self._target.home, self._target.network)
+        target = self._target
+        pids = find_pasta(target.home, target.network) or find_hidden(target.pid_file)
         if pids and is_attached(self._target.keeper):
             return pids[0]
         for pid in pids:

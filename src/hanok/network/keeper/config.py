@@ -82,6 +82,10 @@ class Port:
         """The name of its tap, 15 characters: the last 56 bits of the VM's uuid, all random."""
         return "t" + self.vm.replace("-", "")[-14:]
 
+    def is_plugged_as(self, other: Port) -> bool:
+        """Whether it is the same plug, whatever it is called."""
+        return (self.vm, self.mac, self.address) == (other.vm, other.mac, other.address)
+
 
 def parse_port(body: Mapping[str, Any], config: Config) -> Port:
     """Return the port in a message; raises InvalidInput when it may not become part of a rule."""

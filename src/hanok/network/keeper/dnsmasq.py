@@ -112,7 +112,8 @@ async def ask(server: str, name: str, timeout: float) -> str | None:
         try:
             sock.connect((server, 53))
             sock.send(query)
-            answer = await asyncio.wait_for(loop.sock_recv(sock, 512), timeout)
+            async with asyncio.timeout(timeout):
+                answer = await loop.sock_recv(sock, 512)
         except (OSError, TimeoutError):
             return None
     if len(answer) < len(query):

@@ -74,19 +74,37 @@ class Links:
         await self.remove_tap(port)
         descriptor = _open_tap(port.tap)
         try:
-            tap = socket.if_nametoindex(port.tap)
-            self._netlink.run(
-                rtnetlink.enslave(tap, self._bridge, _MTU),
-                rtnetlink.isolate_learning(tap),
-                rtnetlink.pin(tap, port.mac),
-                rtnetlink.add_neighbour(self._bridge, port.address, port.mac),
-                rtnetlink.set_up(tap),
-            )
+            self._plug(port)
         except BaseException:
             os.close(descriptor)
-            self._forget(port)
             raise
         return descriptor
+
+    async def take_link(self, port: Port, link: str) -> None:
+        """Put ``link``, which was moved into this namespace, in place of the tap of ``port``.
+
+        It takes the name by which the filters know the port. Raises HostError, CommandFailed.
+        """
+        if not has_link(link):
+            raise HostError(f"the interface {link} is not in the namespace of its network")
+        await self.remove_tap(port)
+        self._netlink.run(rtnetlink.rename(socket.if_nametoindex(link), port.tap))
+        self._plug(port)
+
+    def _plug(self, port: Port) -> None:
+        """Put the interface with the name of the port's tap into the bridge."""
+        index = socket.if_nametoindex(port.tap)
+        try:
+            self._netlink.run(
+                rtnetlink.enslave(index, self._bridge, _MTU),
+                rtnetlink.isolate_learning(index),
+                rtnetlink.pin(index, port.mac),
+                rtnetlink.add_neighbour(self._bridge, port.address, port.mac),
+                rtnetlink.set_up(index),
+            )
+        except BaseException:
+            self._forget(port)
+            raise
 
     async def remove_tap(self, port: Port) -> None:
         """Remove the tap of ``port`` if there is one, even when a hypervisor still holds it.
@@ -103,10 +121,12 @@ class Links:
 
     def _delete(self, name: str) -> None:
         try:
-            self._netlink.run(rtnetlink.delete_link(socket.if_nametoindex(name)))
+            index = socket.if_nametoindex(name)
+            self._netlink.run(rtnetlink.delete_link(index))
         except (OSError, CommandFailed):
             if has_link(name):  # else its last descriptor was closed meanwhile
-                raise
+                # A link that was taken is its maker's to delete (Xen's netback): unplug it.
+                self._netlink.run(rtnetlink.release(index))
 
 
 def has_link(name: str) -> bool:

@@ -44,6 +44,7 @@ _IFLA_MTU = 4
 _IFLA_MASTER = 10
 _IFLA_PROTINFO = 12
 _IFLA_LINKINFO = 18
+_IFLA_NET_NS_PID = 19
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
 _IFLA_BR_MCAST_SNOOPING = 23
@@ -121,6 +122,22 @@ def enslave(index: int, bridge: int, mtu: int) -> Change:
     return Change(_RTM_SETLINK, body + _number(_IFLA_MASTER, bridge))
 
 
+def rename(index: int, name: str) -> Change:
+    """Give the interface, which must be down, another name."""
+    return Change(_RTM_SETLINK, _link(index) + _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+
+
+def move(index: int, pid: int) -> Change:
+    """Move the interface into the network namespace of a process."""
+    return Change(_RTM_SETLINK, _link(index) + _number(_IFLA_NET_NS_PID, pid))
+
+
+def release(index: int) -> Change:
+    """Take the interface out of its bridge and bring it down."""
+    body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, _IFF_UP) + _number(_IFLA_MASTER, 0)
+    return Change(_RTM_SETLINK, body)
+
+
 def isolate_learning(index: int) -> Change:
     """Let the bridge learn nothing from this port and flood nothing unknown to it."""
     flags = _attribute(_IFLA_BRPORT_LEARNING, b"\0") + _attribute(_IFLA_BRPORT_UNICAST_FLOOD, b"\0")
@@ -164,6 +181,10 @@ class Rtnetlink:
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     def run(self, *changes: Change) -> None:
         """Make ``changes`` in this order.

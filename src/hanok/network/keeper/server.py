@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from hanok.errors import HanokError, InvalidInput, NotFound
+from hanok.errors import Conflict, HanokError, InvalidInput, NotFound
 from hanok.network import wire
 from hanok.network.keeper import filters, relay, routes
 from hanok.network.keeper.config import OUT, Config, Port, parse_port
@@ -45,7 +45,10 @@ class Keeper:
             "status": self._status,
             "ports": self._set_ports,
             "attach": self._attach,
+            "link": self._link,
+            "tap": self._tap,
             "detach": self._detach,
+            "rename": self._rename,
             "publish": self._publish,
             "connect": self._connect,
             "outward": self._outward,
@@ -136,7 +139,10 @@ class Keeper:
         others = tuple(str(other) for other in message.body.get("others", ()))
         async with self._lock:
             for port in list(self._ports):
-                if port != ports.get(port.vm):
+                wanted = ports.get(port.vm)
+                if wanted is not None and port.is_plugged_as(wanted):
+                    self._ports.put(wanted)  # at most its name is another
+                else:
                     await self._unplug(port)
             new = [port for port in ports if self._ports.get(port.vm) is None]
             self._filters.run(filters.change_rules((), new))
@@ -165,12 +171,36 @@ class Keeper:
                 self._serve_names()
         return wire.Message({}, (descriptor,))
 
+    async def _link(self, message: wire.Message) -> wire.Message:
+        """``vm``, ``link``: an interface, moved here, that takes the place of the VM's tap."""
+        async with self._lock:
+            port = self._port(str(message.body["vm"]))
+            await self._links.take_link(port, str(message.body["link"]))
+        return wire.Message({})
+
+    async def _tap(self, message: wire.Message) -> wire.Message:
+        """``vm``: whose tap is made anew."""
+        async with self._lock:
+            descriptor = await self._links.make_tap(self._port(str(message.body["vm"])))
+        return wire.Message({}, (descriptor,))
+
     async def _detach(self, message: wire.Message) -> wire.Message:
         async with self._lock:
             port = self._ports.get(str(message.body["vm"]))
             if port is not None:
                 await self._unplug(port)
                 self._serve_names()
+        return wire.Message({})
+
+    async def _rename(self, message: wire.Message) -> wire.Message:
+        """``port``: a VM's, of which at most the host name is another."""
+        wanted = parse_port(message.body["port"], self._config)
+        async with self._lock:
+            port = self._port(wanted.vm)
+            if not port.is_plugged_as(wanted):
+                raise Conflict("the VM is attached with another MAC or address", field="name")
+            self._ports.put(wanted)
+            self._serve_names()
         return wire.Message({})
 
     async def _unplug(self, port: Port) -> None:
