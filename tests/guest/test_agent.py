@@ -273,6 +273,18 @@ async def test_files_are_written_in_small_pieces_beside_the_target() -> None:
         ]
 
 
+async def test_a_pipe_is_written_into_as_it_is() -> None:
+    async with connected() as (agent, fake):
+        writes(fake)
+        await agent.write_into("/run/pipe", b"a line\n")
+        (opened,) = fake.asked("guest-file-open")
+        assert opened["arguments"] == {"path": "/run/pipe", "mode": "w"}
+        (sent,) = fake.asked("guest-file-write")
+        assert base64.b64decode(sent["arguments"]["buf-b64"]) == b"a line\n"
+        assert len(fake.asked("guest-file-close")) == 1
+        assert fake.asked("guest-exec") == []
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanok.errors import AgentRefused, AgentUnavailable, GuestError
+from hanok.guest.channel import _Syncs
 from hanok.guest.wire import LINE_LIMIT, WireReader, parse_reply
 from hanok.units import MIB
 from tests.guest.fake_agent import (
@@ -96,7 +98,7 @@ RUBBISH = [
     b'{"return": "\xc3\x28"}\n',
     b"[" * 200_000 + b"\n",
     b'{"return": ' + b"[" * 50_000 + b"\n",
-    b'{"return": [' + b"[]," * 1_000_000 + b"[]]}\n",
+    b'{"return": [' + b"[]," * 500_000 + b"[]]}\n",
     b"\xff\xff\xff\n",
     b'\xff{"return": 5}\n',
     b'{"event": "x", "return": {}, "id": 0}\n',
@@ -225,9 +227,12 @@ async def test_sentinels_without_end_close_the_connection() -> None:
 async def test_the_longest_real_answer_is_taken() -> None:
     async with connected() as (agent, fake):
         content = base64.b64encode(b"\0" * 16 * MIB).decode()
-        fake.handlers["guest-exec-status"] = answering({"out-data": content})
-        answer = await agent.call("guest-exec-status", timeout=60)
-        assert answer == {"out-data": content}
+        fake.handlers["guest-exec"] = answering({"pid": 7})
+        fake.handlers["guest-exec-status"] = answering(
+            {"exited": True, "exitcode": 0, "out-data": content}
+        )
+        done = await agent.exec(["true"], timeout=60, much=True)
+        assert done.stdout == b"\0" * 16 * MIB
 
 
 async def test_a_closed_channel_is_told_at_once() -> None:
@@ -388,3 +393,33 @@ def test_any_rubbish_before_a_sync_is_dropped(rubbish: bytes, sizes: list[int]) 
                 return wire.buffered == 0
 
     assert asyncio.run(find())
+
+
+async def test_the_answer_to_a_sync_that_an_earlier_caller_gave_up_counts() -> None:
+    async with connected() as (agent, fake):
+        held: list[Request] = []
+
+        async def hold(fake: FakeAgent, request: Request) -> None:
+            held.append(request)
+
+        fake.handlers["guest-sync-delimited"] = hold
+        with pytest.raises(AgentUnavailable):
+            await agent.sync(SOON)
+        next_caller = asyncio.create_task(agent.ping())
+        first = held[0]
+        await fake.answer(first, first["arguments"]["id"], prefix=b"\xff")
+        await next_caller
+
+
+def test_a_guest_that_is_silent_for_long_finds_few_syncs_when_it_wakes() -> None:
+    syncs, now = _Syncs(), 0.0
+    times: list[float] = []
+    while now < 120:
+        syncs.sent(len(times), now)
+        times.append(now)
+        now = syncs.due
+    assert len([time for time in times if time < 2]) >= 5
+    assert len(times) < 30
+    # What was sent too early to be heard delays by a fifth of the silence at most.
+    pairs = itertools.pairwise(times)
+    assert all(after - before <= max(0.5, 0.2 * before) + 1e-9 for before, after in pairs)

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from hanok.errors import GuestError
-from hanok.guest.evidence import SCRIPT, Facts, collect_evidence, judge, parse_facts
-from hanok.model.vm import Mode
+from hanok.guest.evidence import SCRIPT, Facts, collect_evidence, confront, judge, parse_facts
+from hanok.model.vm import Evidence, Mode
 from tests.guest.fake_agent import FakeAgent, Request, answering, connected
 from tests.guest.test_agent import encoded
 
@@ -95,6 +95,50 @@ def test_a_hostile_guest_costs_little_and_controls_no_terminal() -> None:
     assert facts.virtio[0].isprintable()
     assert len(parse_facts(b"kernel " + b"k" * 60_000).kernel or "") == 64
     assert parse_facts(b"\xff\xfe\0\n\n disk\ndisk\n") == Facts()
+
+
+XEN_PVH = XEN_PV + b"guest_type PVH\nboot_log Xen PVH\n"
+XEN_HVM = FULL + b"boot_log bare hardware\n"
+
+
+def seen(mode: Mode, output: bytes) -> Evidence:
+    facts = parse_facts(output)
+    fields = {name: getattr(facts, name) for name in ("guest_type", "boot_log")}
+    return Evidence(mode=mode, contradiction=judge(mode, facts), **fields)
+
+
+@pytest.mark.parametrize(
+    ("mode", "output", "domain"),
+    [
+        (Mode.PARA, XEN_PV + b"guest_type PV\nboot_log Xen\n", "pv"),
+        (Mode.HYBRID, XEN_PVH, "pvh"),
+        (Mode.FULL, XEN_HVM, "hvm"),
+        (Mode.FULL, FULL, "hvm"),  # its log was full: the oldest lines are gone
+    ],
+)
+def test_guest_and_xen_agree(mode: Mode, output: bytes, domain: str) -> None:
+    found = confront(seen(mode, output), domain)
+    assert found.contradiction is None
+    assert found.domain_type == domain
+
+
+@pytest.mark.parametrize(
+    ("mode", "output", "domain", "words"),
+    [
+        (Mode.HYBRID, XEN_PVH, "hvm", ["type pvh", "one of hvm"]),
+        (Mode.PARA, XEN_PVH, "pv", ["runs on PVH"]),
+        (Mode.PARA, XEN_PV, "pv", ["runs on no Xen"]),
+        (Mode.FULL, XEN_HVM + b"guest_type HVM\n", "hvm", ["runs on HVM"]),
+        (Mode.FULL, FULL + b"boot_log Xen HVM\n", "hvm", ["booted on Xen HVM"]),
+        (Mode.FULL, XEN_PVH, "pvh", ["Xen devices", "one of pvh", "runs on PVH", "booted on"]),
+    ],
+)
+def test_where_they_disagree_it_is_said(
+    mode: Mode, output: bytes, domain: str, words: list[str]
+) -> None:
+    text = confront(seen(mode, output), domain).contradiction
+    assert text is not None
+    assert all(word in text for word in words), text
 
 
 async def test_evidence_is_one_command_in_the_guest() -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
+from pydantic import ValidationError
 
 from hanok.errors import GuestError, InvalidInput
 from hanok.guest.agent import AgentConnection
@@ -31,6 +32,8 @@ class Loopback:
     on_connect: Callable[[int], None] = lambda _tries: None
     lives: Callable[[int], bool] = lambda _tries: True
     tries: int = 0
+    console: bytes = b""
+    panicked: str | None = None
     ports: list[int] = field(default_factory=list)
 
     async def agent(self) -> AgentConnection | None:
@@ -42,6 +45,14 @@ class Loopback:
         self.ports.append(port)
         self.on_connect(len(self.ports))
         return await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port), timeout)
+
+    def said(self, place: int) -> tuple[bytes, int]:
+        """See GuestProbe."""
+        return self.console[place:], len(self.console)
+
+    def panic(self) -> str | None:
+        """See GuestProbe."""
+        return self.panicked
 
     async def alive(self) -> bool:
         """See GuestProbe."""
@@ -415,3 +426,49 @@ async def test_a_port_that_stays_closed_is_told_with_cloud_inits_error() -> None
         check = Ready(port=unused_port(), timeout=0.3)
         with pytest.raises(GuestError, match=r"connection refused, .* s; cloud-init failed: .*apt"):
             await wait_ready(check, probe=Loopback(agent), cloud_init=True)
+
+
+async def test_a_panic_ends_the_wait() -> None:
+    probe = Loopback(panicked="Kernel panic - not syncing: no init")
+    with pytest.raises(GuestError, match=r"'login:' on the console: .*panicked.*no init"):
+        await wait_ready(Ready(console="login:", timeout=60), probe=probe)
+    assert probe.tries == 1
+
+
+async def test_a_text_on_the_console_makes_it_ready() -> None:
+    probe = Loopback(console=b"booting\r\ndebian log")
+
+    def lives(tries: int) -> bool:
+        if tries == 3:  # the text comes in two pieces
+            probe.console += b"in: "
+        return True
+
+    probe.lives = lives
+    await wait_ready(Ready(console="debian login:", timeout=60), probe=probe)
+    assert probe.tries == 3
+
+
+async def test_a_text_that_does_not_come_is_told_with_what_was_said() -> None:
+    probe = Loopback(console=b"grub rescue>\r\n\x1b[2J \n")
+    with pytest.raises(GuestError, match=r"'login:' on the console: .*said last") as caught:
+        await wait_ready(Ready(console="login:", timeout=0.3), probe=probe)
+    assert "\x1b" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tcp:22", Ready(port=22)),
+        ("console:login: ", Ready(console="login: ")),
+        ("http://web/x", Ready(url="http://web/x")),
+    ],
+)
+def test_a_check_is_said_in_one_text(text: str, expected: Ready) -> None:
+    assert Ready.model_validate(text) == expected
+    assert not expected.by_agent
+
+
+@pytest.mark.parametrize("text", ["", "22", "tcp:", "tcp:x", "tcp:70000", "udp:53", "console:"])
+def test_other_texts_are_no_check(text: str) -> None:
+    with pytest.raises(ValidationError):
+        Ready.model_validate(text)

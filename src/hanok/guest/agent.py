@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 from hanok.errors import GuestError, InvalidInput, TimedOut
 from hanok.guest.channel import AgentChannel, expect
 from hanok.guest.text import printable
+from hanok.guest.wire import LINE_LIMIT, OUTPUT_LIMIT
 from hanok.units import KIB, MIB
 
 # Payload of one file request. An emulated serial port was seen to take 36 KB a second: a piece
@@ -86,13 +87,17 @@ class AgentConnection(AgentChannel):
         input: bytes | None = None,
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
+        much: bool = False,
     ) -> ExecResult:
         """Run a command in the guest to its end; no shell takes part.
 
         With ``env``, these variables and a default PATH are its whole environment, else it has the
-        agent's. Raises InvalidInput (no command, a NUL, too much input), GuestError (it cannot be
-        started), AgentRefused, AgentUnavailable, and TimedOut: the command and what it started
-        are then killed as far as the guest lets us, as they are when the caller is cancelled.
+        agent's. It may print all that an agent keeps if a user wants ``much``, else about 1.5 MiB:
+        nothing that we run for ourselves prints as much.
+
+        Raises InvalidInput (no command, a NUL, too much input), GuestError (it cannot be started),
+        AgentRefused, AgentUnavailable, and TimedOut: the command and what it started are then
+        killed as far as the guest lets us, as they are when the caller is cancelled.
         """
         arguments = _exec_arguments(argv, input, env)
         pid: int | None = None
@@ -102,7 +107,8 @@ class AgentConnection(AgentChannel):
                     "guest-exec", arguments, timeout=timeout + 1, idle=_SILENCE
                 )
                 pid = expect(int, expect(dict, answer, "guest-exec").get("pid"), "guest-exec")
-                return _exec_result(await self._wait_exited(pid, timeout + 1))
+                longest = OUTPUT_LIMIT if much else LINE_LIMIT
+                return _exec_result(await self._wait_exited(pid, timeout + 1, longest))
         except (TimeoutError, asyncio.CancelledError) as error:
             if pid is not None:
                 await self._kill_tree(pid)
@@ -167,6 +173,13 @@ class AgentConnection(AgentChannel):
                 await self.exec(["rm", "-f", "--", scratch], timeout=_CLEAN_UP)
             raise
 
+    async def write_into(self, path: str, data: bytes | AsyncIterator[bytes]) -> None:
+        """Write to what is at ``path``, such as a pipe, as it is: no shell, no second name.
+
+        A file there is cut before; one that is not there is made. Raises GuestError.
+        """
+        await self._fill(path, data)
+
     async def _fill(self, scratch: str, data: bytes | AsyncIterator[bytes]) -> None:
         handle = await self._open(scratch, "w")
         try:
@@ -199,7 +212,9 @@ class AgentConnection(AgentChannel):
             raise GuestError(f"{failure}: {printable(done.stderr) or 'no reason given'}")
         return done
 
-    async def _wait_exited(self, pid: int, timeout: float) -> dict[str, Any]:
+    async def _wait_exited(
+        self, pid: int, timeout: float, longest: int = LINE_LIMIT
+    ) -> dict[str, Any]:
         """Poll, seldom and seldom again, until the process ``pid`` of the agent's has ended."""
         retrying = AsyncRetrying(
             wait=wait_exponential(multiplier=0.005, max=0.25),
@@ -208,7 +223,11 @@ class AgentConnection(AgentChannel):
 
         async def ask() -> dict[str, Any]:
             answer = await self._request(
-                "guest-exec-status", {"pid": pid}, timeout=timeout, idle=_SILENCE
+                "guest-exec-status",
+                {"pid": pid},
+                timeout=timeout,
+                idle=_SILENCE,
+                longest=longest,
             )
             status: dict[str, Any] = expect(dict, answer, "guest-exec-status")
             return status

@@ -17,12 +17,15 @@ from typing import Any
 
 from hanok.errors import AgentRefused, AgentUnavailable, GuestError
 from hanok.guest.text import printable
-from hanok.guest.wire import Flood, WireReader, encode_request, parse_reply
+from hanok.guest.wire import LINE_LIMIT, Flood, WireReader, encode_request, parse_reply
 
 # A sync is sent again after these seconds: what was sent before the agent opened its port can be
-# lost (a serial port's FIFO is cleared), what was not lost is answered and dropped.
+# lost (a serial port's FIFO is cleared). What was not lost waits in the port and is all read and
+# answered when the agent opens it, byte by byte where it is a serial one: so the longer a guest has
+# been silent, the longer it is left in peace, by this part of that time.
 _FIRST_SYNC_WAIT = 0.1
-_LONGEST_SYNC_WAIT = 0.5
+_USUAL_SYNC_WAIT = 0.5
+_PART_OF_SILENCE = 0.2
 _CLOSE_LIMIT = 5.0
 _SHUTDOWN_LIMIT = 5.0
 
@@ -39,6 +42,7 @@ class AgentChannel:
         self._lock = asyncio.Lock()
         self._idents = itertools.count(secrets.randbelow(2**30) + 1)
         self._in_step = False
+        self._syncs = _Syncs()
         self._echoes = False
         self._closed: str | None = None
 
@@ -120,15 +124,19 @@ class AgentChannel:
         *,
         timeout: float,
         idle: float | None = None,
+        longest: int = LINE_LIMIT,
     ) -> Any:
-        """Carry out one exchange within ``timeout`` seconds, silences no longer than ``idle``."""
+        """Carry out one exchange within ``timeout`` seconds, silences no longer than ``idle``.
+
+        An answer of more than ``longest`` bytes ends the connection.
+        """
         with self._failures(command, timeout if idle is None else min(idle, timeout)):
             async with asyncio.timeout(timeout), self._lock:
                 if not self._in_step:
                     async with asyncio.timeout(idle):
                         await self._synchronise()
                 self._in_step = False
-                reply = await self._exchange(command, arguments, idle)
+                reply = await self._exchange(command, arguments, idle, longest)
                 self._in_step = True
         if "error" in reply:
             raise _refusal(command, reply["error"])
@@ -170,21 +178,22 @@ class AgentChannel:
     async def _synchronise(self) -> None:
         """Send syncs until one is answered; the caller holds the lock and a time limit.
 
-        Each wait is for an answer, not a pause: it only ends early what seems lost.
+        Each wait is for an answer, not a pause: it only ends early what seems lost. Where an
+        earlier caller gave up waiting, it is gone on with.
         """
         self._in_step = False
-        idents: set[int] = set()
-        wait = _FIRST_SYNC_WAIT
+        syncs, now = self._syncs, asyncio.get_running_loop().time
         while True:
-            ident = next(self._idents)
-            idents.add(ident)
-            await self._send_sync(ident)
+            if now() >= syncs.due:
+                ident = next(self._idents)
+                syncs.sent(ident, now())
+                await self._send_sync(ident)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._receive_sync(idents)
+                async with asyncio.timeout_at(syncs.due):
+                    await self._receive_sync(syncs.idents)
+                self._syncs = _Syncs()
                 self._in_step = True
                 return
-            wait = min(2 * wait, _LONGEST_SYNC_WAIT)
 
     async def _send_sync(self, ident: int) -> None:
         await self._send(b"\xff" + encode_request("guest-sync-delimited", {"id": ident}, ident))
@@ -197,13 +206,15 @@ class AgentChannel:
                 return
 
     async def _exchange(
-        self, command: str, arguments: Mapping[str, Any] | None, idle: float | None
+        self, command: str, arguments: Mapping[str, Any] | None, idle: float | None, longest: int
     ) -> dict[str, Any]:
         """Send a request and return its answer, whatever else comes before it."""
         ident = next(self._idents)
+        # An answer to a sync of before would not show that this request's has been passed.
+        self._syncs = _Syncs()
         await self._send(encode_request(command, arguments, ident))
         while True:
-            line = await self._wire.read_line(idle)
+            line = await self._wire.read_line(idle, longest)
             if b"\xff" in line:
                 continue  # an earlier sync's answer
             reply = parse_reply(line)
@@ -217,6 +228,7 @@ class AgentChannel:
     async def _shut_down(self) -> None:
         request = next(self._idents)
         sync = next(self._idents)
+        self._syncs = _Syncs()
         await self._send(encode_request("guest-shutdown", {"mode": "powerdown"}, request))
         await self._send_sync(sync)
         with contextlib.suppress(TimeoutError, AgentUnavailable):
@@ -230,6 +242,24 @@ class AgentChannel:
                 if reply.get("return") == sync:
                     self._in_step = True
                     return
+
+
+class _Syncs:
+    """The syncs that no answer has come to; times are the event loop's."""
+
+    def __init__(self) -> None:
+        self.idents: set[int] = set()
+        self.due = 0.0
+        self._since = 0.0
+        self._wait = _FIRST_SYNC_WAIT
+
+    def sent(self, ident: int, now: float) -> None:
+        """Note one that is being sent, and when the next one is due."""
+        if not self.idents:
+            self._since = now
+        self.idents.add(ident)
+        self.due = now + max(self._wait, _PART_OF_SILENCE * (now - self._since))
+        self._wait = min(2 * self._wait, _USUAL_SYNC_WAIT)
 
 
 def expect(kind: type[Any], value: object, command: str) -> Any:

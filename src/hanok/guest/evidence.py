@@ -5,6 +5,7 @@ Source: Linux, Documentation/ABI/testing/sysfs-bus-* and proc(5) (mountinfo).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hanok.errors import GuestError
@@ -61,10 +62,19 @@ read -r clock < /sys/devices/system/clocksource/clocksource0/current_clocksource
 echo "clocksource $clock"
 """
 
+# What only a kernel on Xen has to tell: its log is searched by programs, which take their time.
+XEN_SCRIPT = r"""
+read -r type < /sys/hypervisor/guest_type 2>/dev/null && echo "guest_type $type"
+dmesg | sed -n 's/.*Booting paravirtualized kernel on /boot_log /p'
+"""
+
 _EMULATED_DISKS = ("ahci", "ata_piix")
 _EMULATED_NICS = ("e1000e", "e1000")
 _PARA_DISKS = ("virtio_blk", "vbd")
 _PARA_NICS = ("virtio_net", "vif")
+# By mode: what Xen's tools call such a domain, and what a Linux in it says that it runs on.
+_DOMAINS = {Mode.PARA: ("pv", "PV"), Mode.HYBRID: ("pvh", "PVH"), Mode.FULL: ("hvm", None)}
+_BARE = "bare hardware"
 _PARA_CLOCKS = ("kvm-clock", "xen")
 _MOST_DEVICES = 64
 _WORD = 64
@@ -80,15 +90,18 @@ class Facts:
     nic_driver: str | None = None
     kernel: str | None = None
     clocksource: str | None = None
+    guest_type: str | None = None
+    boot_log: str | None = None
 
 
-async def collect_evidence(agent: AgentConnection, mode: Mode) -> Evidence:
+async def collect_evidence(agent: AgentConnection, mode: Mode, *, on_xen: bool = False) -> Evidence:
     """Return how the guest really runs, and how that contradicts ``mode``, if it does.
 
-    One command in the guest. Raises GuestError, AgentRefused (exec blocked), AgentUnavailable and
-    TimedOut.
+    ``on_xen``: it is asked what it found of Xen, too; see ``confront``. One command in the guest.
+    Raises GuestError, AgentRefused (exec blocked), AgentUnavailable and TimedOut.
     """
-    done = await agent.exec(["/bin/sh", "-c", SCRIPT], timeout=60)
+    script = f"{SCRIPT}{XEN_SCRIPT}" if on_xen else SCRIPT
+    done = await agent.exec(["/bin/sh", "-c", script], timeout=60)
     if done.exit_status != 0:
         raise GuestError(
             f"the guest could not be looked into: {printable(done.stderr) or done.exit_status}"
@@ -102,6 +115,8 @@ async def collect_evidence(agent: AgentConnection, mode: Mode) -> Evidence:
         nic_driver=facts.nic_driver,
         kernel=facts.kernel,
         clocksource=facts.clocksource,
+        guest_type=facts.guest_type,
+        boot_log=facts.boot_log,
         contradiction=judge(mode, facts),
     )
 
@@ -112,9 +127,9 @@ def parse_facts(output: bytes) -> Facts:
     single: dict[str, str] = {}
     for line in output[: 64 * 1024].decode("utf-8", "replace").splitlines():
         key, _, value = line.partition(" ")
-        shown = printable(value, _WORD).replace(" ", ":")
+        shown = printable(value, _WORD)
         if key in buses and len(buses[key]) < _MOST_DEVICES:
-            buses[key].append(shown)
+            buses[key].append(shown.replace(" ", ":"))
         elif shown:
             single.setdefault(key, shown)
     return Facts(
@@ -124,7 +139,30 @@ def parse_facts(output: bytes) -> Facts:
         nic_driver=single.get("nic"),
         kernel=single.get("kernel"),
         clocksource=single.get("clocksource"),
+        guest_type=single.get("guest_type"),
+        boot_log=single.get("boot_log"),
     )
+
+
+def confront(evidence: Evidence, domain_type: str) -> Evidence:
+    """Return the evidence of a guest on Xen with what Xen says that it is: they must agree."""
+    found = [evidence.contradiction, *_disagreements(evidence, domain_type)]
+    texts = [text for text in found if text is not None]
+    return evidence.model_copy(
+        update={"domain_type": domain_type, "contradiction": "; ".join(texts) or None}
+    )
+
+
+def _disagreements(evidence: Evidence, domain_type: str) -> Iterator[str]:
+    if evidence.mode not in _DOMAINS:
+        return
+    wanted, says = _DOMAINS[evidence.mode]
+    if domain_type != wanted:
+        yield f"mode {evidence.mode} is of domain type {wanted}, but Xen runs one of {domain_type}"
+    if evidence.guest_type != says:
+        yield f"the guest's kernel says that it runs on {evidence.guest_type or 'no Xen'}"
+    if says is None and evidence.boot_log not in (None, _BARE):
+        yield f"the guest's kernel booted on {evidence.boot_log}"
 
 
 def judge(mode: Mode, facts: Facts) -> str | None:

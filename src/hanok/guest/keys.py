@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hanok.durable import sync_path
 from hanok.errors import HostError
 from hanok.proc import Runner
 
@@ -45,6 +46,7 @@ async def ensure_key_pair(folder: Path, runner: Runner) -> KeyPair:
         if not private.exists():
             with _scratch(folder) as scratch:
                 await _generate(runner, scratch / _NAME)
+                sync_path(scratch / _NAME)
                 with contextlib.suppress(FileExistsError):  # another one was quicker: use that
                     os.link(scratch / _NAME, private)
         public = folder / f"{_NAME}.pub"
@@ -52,6 +54,7 @@ async def ensure_key_pair(folder: Path, runner: Runner) -> KeyPair:
             done = await runner.run(["ssh-keygen", "-y", "-P", "", "-f", str(private)], timeout=30)
             with _scratch(folder) as scratch:
                 (scratch / public.name).write_bytes(done.stdout)
+                sync_path(scratch / public.name)
                 (scratch / public.name).replace(public)
         return KeyPair(private, public.read_text().strip())
     except OSError as error:

@@ -1,4 +1,5 @@
-"""When a guest is ready: its agent answers, a port accepts, a URL answers, or a command succeeds.
+"""When a guest is ready: its agent, a port or a URL answers, a command succeeds, or its console
+shows a text.
 
 Each try is short and has its own time limit, the pauses between tries grow, and what was seen last
 is in the error when the limit is reached.
@@ -36,9 +37,11 @@ _RESULT = "/run/cloud-init/result.json"
 _DISABLED = "/run/cloud-init/disabled"
 _LOG = "/var/log/cloud-init-output.log"
 _LOG_HINT = f"read {_LOG} in the guest: hanok exec VM -- cat {_LOG}"
+_PANIC_HINT = "look at its console (hanok logs) or screen; hanok restart begins anew"
 _FAILURE = re.compile(rb"\.py\[(WARNING|ERROR|CRITICAL)\].*fail", re.I)
 _RECORD = re.compile(rb"\.py\[[A-Z]+\]|^(Command|Exit code|Reason|Stdout|Stderr): ")
 _SMALL_FILE = 1024 * 1024
+_KEPT_OF_CONSOLE = 2048
 
 
 class GuestProbe(Protocol):
@@ -53,6 +56,14 @@ class GuestProbe(Protocol):
 
         Raises OSError (refused, unreachable, TimeoutError).
         """
+        ...
+
+    def said(self, place: int) -> tuple[bytes, int]:
+        """Return what the console has said since ``place`` (0: all), and the place after it."""
+        ...
+
+    def panic(self) -> str | None:
+        """Return with what words the guest's kernel panicked, None when it was not seen to."""
         ...
 
     async def alive(self) -> bool:
@@ -112,6 +123,23 @@ async def wait_ready(
     return loop.time() - started
 
 
+async def check_once(check: Ready, probe: GuestProbe) -> str | None:
+    """Return what ``check`` saw wrong, None when it holds; the caller sets the time limit."""
+    try:
+        tester = _Tester(check, probe, cloud_init=False)
+    except HanokError as error:
+        return error.message
+    try:
+        await tester.test()
+    except (_NotYet, _Never) as error:
+        return f"{tester.subject}: {error}"
+    except OSError as error:  # TimeoutError too: a connection's own
+        return f"{tester.subject}: {_describe(error)}"
+    except HanokError as error:
+        return f"{tester.subject}: {error.message}"
+    return None
+
+
 async def wait_addresses(agent: AgentConnection, wanted: frozenset[str], timeout: float) -> bool:
     """Wait until the guest has taken every address of ``wanted``; False after ``timeout`` seconds.
 
@@ -147,6 +175,8 @@ async def _has_addresses(agent: AgentConnection, wanted: frozenset[str]) -> bool
 async def _one_try(tester: _Tester, probe: GuestProbe, seen: _Seen) -> None:
     if not await probe.alive():
         raise _Never(f"the VM stopped before that (seen last: {seen.last})")
+    if (words := probe.panic()) is not None:
+        raise _Never(f"the guest's kernel panicked before that: {words}", _PANIC_HINT)
     seen.tries += 1
     try:
         await tester.test()
@@ -172,6 +202,8 @@ class _Tester:
         self._check = check
         self._probe = probe
         self._cloud_init = cloud_init
+        self._place = 0
+        self._heard = b""
         self.hint = "look at the guest's console: hanok logs"
         if check.port is not None:
             self.subject = f"port {check.port}"
@@ -183,6 +215,9 @@ class _Tester:
         elif check.command is not None:
             self.subject = f"command {printable(check.command, 60)!r}"
             self.test = self._test_command
+        elif check.console is not None:
+            self.subject = f"{printable(check.console, 60)!r} on the console"
+            self.test = self._test_console
         else:
             self.subject = "guest agent"
             self.hint = (
@@ -230,6 +265,17 @@ class _Tester:
         if done.exit_status != 0:
             said = printable(done.stderr or done.stdout, 120)
             raise _NotYet(f"exit status {done.exit_status}" + (f" ({said})" if said else ""))
+
+    async def _test_console(self) -> None:
+        wanted = (self._check.console or "").encode()
+        new, self._place = self._probe.said(self._place)
+        heard = self._heard + new
+        if wanted in heard:
+            return
+        self._heard = heard[-_KEPT_OF_CONSOLE:]  # longer than any text, which may come in pieces
+        lines = [line for line in self._heard.splitlines() if line.strip()]
+        last = printable(lines[-1], 120) if lines else "nothing"
+        raise _NotYet(f"it has not been said; what was said last: {last}")
 
     async def _test_port(self) -> None:
         connection = await self._probe.connect(self._check.port or 0, _TRY_LIMIT)

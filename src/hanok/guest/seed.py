@@ -6,6 +6,7 @@ sections". The image holds secrets (the guest's host key): keep its file at mode
 
 from __future__ import annotations
 
+import email
 import hashlib
 import io
 from collections.abc import Mapping
@@ -16,13 +17,15 @@ from typing import Any
 
 import yaml
 from pycdlib import PyCdlib
+from pycdlib.pycdlibexception import PyCdlibException
 
-from hanok.errors import InvalidInput, Unsupported
+from hanok.errors import HostError, InvalidInput, Unsupported
 from hanok.guest.iso_dates import fix_dates
 
 LABEL = "cidata"
 _FIELD = "user_data"
 _HEADER = "#cloud-config"
+_OURS = "hanok"
 # Hanok's part is merged last: what the user set stays, lists and users are joined.
 _MERGE = [
     {"name": "dict", "settings": ["no_replace", "recurse_list"]},
@@ -59,6 +62,59 @@ def build_seed(data: SeedData) -> bytes:
     if data.network_config is not None:
         files["network-config"] = data.network_config.encode()
     return _build_iso(files)
+
+
+def renamed_seed(image: bytes, host_name: str) -> bytes:
+    """Return the seed ``image`` with another host name, all else as it is.
+
+    Raises HostError when it is no seed of ours.
+    """
+    files = _read_iso(image)
+    try:
+        meta = yaml.safe_load(files["meta-data"])
+        meta["local-hostname"] = host_name
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise HostError("the seed holds no host name", hint="was it changed by hand?") from error
+    files["meta-data"] = yaml.safe_dump(meta, sort_keys=False).encode()
+    files["user-data"] = _renamed_user_data(files.get("user-data", b""), host_name)
+    return _build_iso(files)
+
+
+def _renamed_user_data(data: bytes, host_name: str) -> bytes:
+    """Return the user data with another host name in Hanok's own part, if it has one."""
+    archive = email.message_from_bytes(data)
+    if not archive.is_multipart():
+        return data
+    parts: list[tuple[str, str, str]] = []
+    for part in archive.walk():
+        payload = part.get_payload(decode=True)
+        if part.is_multipart() or not isinstance(payload, bytes):
+            continue
+        text, name = payload.decode(), part.get_filename() or ""
+        if name == _OURS:
+            config = {**yaml.safe_load(text), "hostname": host_name}
+            text = f"{_HEADER}\n{yaml.safe_dump(config, sort_keys=False)}"
+        parts.append((text, part.get_content_subtype(), name))
+    return _archive(parts)
+
+
+def _read_iso(image: bytes) -> dict[str, bytes]:
+    iso = PyCdlib()
+    try:
+        iso.open_fp(io.BytesIO(image))
+    except PyCdlibException as error:
+        raise HostError(f"the seed cannot be read: {error}") from error
+    try:
+        found: dict[str, bytes] = {}
+        for child in iso.list_children(joliet_path="/"):
+            name = child.file_identifier().decode("utf-16-be", "replace").partition(";")[0]
+            if child.is_file():
+                content = io.BytesIO()
+                iso.get_file_from_iso_fp(content, joliet_path=f"/{name}")
+                found[name] = content.getvalue()
+        return found
+    finally:
+        iso.close()
 
 
 def check_user_data(text: str, *, cloud_init: bool = True) -> dict[str, Any] | None:
@@ -122,7 +178,7 @@ def _user_data(data: SeedData) -> bytes:
         kind = "x-shellscript" if mine is None else "cloud-config"
         parts.append((data.user_data, kind, "user"))
     ours = f"{_HEADER}\n{yaml.safe_dump(_hanok_config(data, mine or {}), sort_keys=False)}"
-    parts.append((ours, "cloud-config", "hanok"))
+    parts.append((ours, "cloud-config", _OURS))
     return _archive(parts)
 
 
@@ -161,7 +217,9 @@ def _users(data: SeedData, name: str, users: Mapping[str, Any]) -> list[Any]:
     for entry in users.get("users", []):
         if isinstance(entry, dict) and entry.get("name") == name:
             given = entry.get("ssh_authorized_keys") or entry.get("ssh-authorized-keys") or []
-            keys += [given] if isinstance(given, str) else [str(key) for key in given]
+            # No other value is made a text of: one that aliases itself a few times over has no end.
+            listed = given if isinstance(given, list) else [given]
+            keys += [key for key in listed if isinstance(key, str)]
     ours: dict[str, Any] = {"name": name, "ssh_authorized_keys": list(dict.fromkeys(keys))}
     if name != "root":
         ours |= {"sudo": "ALL=(ALL) NOPASSWD:ALL", "shell": "/bin/bash", "lock_passwd": True}

@@ -1,21 +1,27 @@
 """The wire of the QEMU guest agent: JSON objects, one a line, read within bounds.
 
 Source: QEMU, docs/interop/qemu-ga-ref. What comes from a guest is foreign: a line may be endless,
-nested a million deep, or no JSON at all. Nothing here waits without the caller's time limit.
+nested a million deep, or no JSON at all. Nothing here waits without the caller's time limit, and
+what has come of a line that does not end costs no memory to speak of.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from hanok.errors import AgentUnavailable
 from hanok.units import MIB
 
-# The agent cuts each captured stream at 16 MiB, which is 21.4 MiB in base64.
-LINE_LIMIT = 24 * MIB
+# Every answer but that to a command of a user's: the longest real ones are lists of what there is.
+LINE_LIMIT = 2 * MIB
+# The agent cuts each captured stream at 16 MiB, which is 21.4 MiB in base64. What has come of such
+# a line waits in a file: a guest could else fill the daemon's memory with lines that do not end.
+OUTPUT_LIMIT = 24 * MIB
 SENTINEL = 0xFF
 _CHUNK = 64 * 1024
 _SYNC_LINE = 1024
@@ -30,7 +36,7 @@ class Flood(Exception):
 
 
 class WireReader:
-    """Reads the agent's lines. At most LINE_LIMIT and one chunk are ever buffered."""
+    """Reads the agent's lines. At most LINE_LIMIT and one chunk are ever buffered in memory."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -49,23 +55,34 @@ class WireReader:
             raise AgentUnavailable("the channel to the guest agent was closed")
         self._buffer += chunk
 
-    async def read_line(self, idle: float | None = None) -> bytes:
+    async def read_line(self, idle: float | None = None, longest: int = LINE_LIMIT) -> bytes:
         """Return the next line without its end.
 
-        Raises Flood beyond LINE_LIMIT, TimeoutError after ``idle`` seconds without a byte,
+        Raises Flood beyond ``longest`` bytes, TimeoutError after ``idle`` seconds without a byte,
         and AgentUnavailable at the end of the stream.
         """
-        seen = 0
-        while (end := self._buffer.find(b"\n", seen)) < 0:
-            seen = len(self._buffer)
-            if seen > LINE_LIMIT:
-                self._buffer = bytearray()
-                raise Flood(f"the guest agent sent a line of more than {LINE_LIMIT} bytes")
-            await self._fill(idle)
-        with memoryview(self._buffer) as view:
-            line = bytes(view[:end])
-        del self._buffer[: end + 1]
-        return line
+        seen = aside = 0
+        with contextlib.ExitStack() as stack:
+            file: IO[bytes] | None = None
+            while (end := self._buffer.find(b"\n", seen)) < 0:
+                seen = len(self._buffer)
+                if aside + seen > longest:
+                    self._buffer.clear()
+                    raise Flood(f"the guest agent sent a line of more than {longest} bytes")
+                if seen > LINE_LIMIT:
+                    file = file or stack.enter_context(tempfile.TemporaryFile())
+                    aside += file.write(self._buffer)
+                    self._buffer.clear()
+                    seen = 0
+                await self._fill(idle)
+            with memoryview(self._buffer) as view:
+                line = bytes(view[:end])
+            del self._buffer[: end + 1]
+            if file is None:
+                return line
+            file.write(line)
+            file.seek(0)
+            return file.read()
 
     async def read_after_sentinel(self) -> bytes:
         """Drop everything up to the next 0xFF and return the line that follows it.
@@ -116,8 +133,11 @@ def parse_reply(line: bytes) -> dict[str, Any] | None:
     """Return the reply that ``line`` is, or None when it is none.
 
     A line of nothing but brackets would become a hundred times its size in memory: one with more
-    structure than any real answer is no reply.
+    structure than any real answer is no reply. Nor is a long one that is not ASCII, as all are that
+    a real agent sends (QEMU, qobject/json-writer.c): each of its characters could take four bytes.
     """
+    if len(line) > LINE_LIMIT and not line.isascii():
+        return None
     if sum(line.count(mark) for mark in (b"[", b"{", b",")) > _STRUCTURE_LIMIT:
         return None
     try:
