@@ -36,10 +36,11 @@ class Account:
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of a command: CPU seconds and bytes of address space."""
+    """Resource limits of a command: CPU seconds, bytes of address space and of each file."""
 
     cpu_seconds: int | None = None
     memory: int | None = None
+    file_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class OwnedProcess:
 
     pid: int
     owner: Owner
+
+
+def boot_id() -> str:
+    """Return the random UUID that this start of the kernel has (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Runner(Protocol):
@@ -157,6 +163,8 @@ def _apply_limits(limits: Limits) -> Callable[[], None]:
             resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
         if limits.memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+        if limits.file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
 
     return apply
 
@@ -371,7 +379,8 @@ async def kill_and_wait(pid: int, *, timeout: float = 10) -> None:
     """Kill ``pid`` and wait until it is gone. Raises TimedOut when the kernel does not end it."""
     send_signal(pid, signal.SIGKILL)
     try:
-        await asyncio.wait_for(wait_for_exit(pid), timeout)
+        async with asyncio.timeout(timeout):
+            await wait_for_exit(pid)
     except TimeoutError:
         raise TimedOut(f"process {pid} did not end within {timeout:g} s of SIGKILL") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hanok.hypervisors.xen.toolstack import is_dom0
 from hanok.model.image import Image
 from hanok.model.vm import Mode
 from tests.hypervisors.rigs import Rig
@@ -17,14 +18,19 @@ from tests.hypervisors.rigs import Rig
         "fake",
         pytest.param("qemu-para", marks=pytest.mark.vm),
         pytest.param("qemu-full", marks=pytest.mark.vm),
+        pytest.param("xen-para", marks=pytest.mark.vm),
+        pytest.param("xen-hybrid", marks=pytest.mark.vm),
+        pytest.param("xen-full", marks=pytest.mark.vm),
     ]
 )
 async def rig(request: pytest.FixtureRequest, short_tmp: Path) -> AsyncIterator[Rig]:
     """A hypervisor and a mode; whatever the test did, nothing is left of it."""
-    kind: str = request.param
-    image = None if kind == "fake" else request.getfixturevalue("micro_image")
-    mode = Mode.FULL if kind == "qemu-full" else Mode.PARA
-    async with _closing(Rig(short_tmp, mode, image)) as made:
+    hypervisor, _, word = request.param.partition("-")
+    xen = hypervisor == "xen"
+    if xen != is_dom0() and hypervisor != "fake":
+        pytest.skip("a test of Xen runs in its Dom0, and one of QEMU does not")
+    image = None if hypervisor == "fake" else request.getfixturevalue("micro_image")
+    async with _closing(Rig(short_tmp, Mode(word or "para"), image, xen)) as made:
         yield made
 
 

@@ -1,4 +1,4 @@
-"""Two hypervisors behind one face, for the conformance suite."""
+"""Three hypervisors behind one face, for the conformance suite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -21,6 +21,7 @@ from hanok.hypervisors.fake import FakeHypervisor
 from hanok.hypervisors.optional import CanExplain, CanFreeze, HasAgentChannel, HasConsole
 from hanok.hypervisors.qemu import ProbeGuest, QemuHypervisor
 from hanok.hypervisors.qemu.probe import account_with_kvm
+from hanok.hypervisors.xen import XenHypervisor
 from hanok.model.image import DiskFormat, Image
 from hanok.model.vm import Mode
 from hanok.proc import Account, SystemRunner, find_owned
@@ -33,25 +34,26 @@ _KVM = Path("/dev/kvm")
 
 
 class Driver(Hypervisor, HasConsole, HasAgentChannel, CanExplain, CanFreeze, Protocol):
-    """Everything that the suite asks of a hypervisor."""
+    """Everything that the suites ask of a hypervisor; Xen is not asked to freeze."""
 
 
 @dataclass
 class Rig:
     """One hypervisor: new drivers over the same state, and machines for it.
 
-    ``image`` is None for the fake, whose guests need none.
+    ``image`` is None for the fake, whose guests need none. ``xen``: else it is QEMU.
     """
 
     home: Path
     mode: Mode
     image: tuple[Image, Path] | None
+    xen: bool = False
     drivers: list[Driver] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
 
     def new_driver(self) -> Driver:
         """Return a driver as a daemon that has just started has it."""
-        driver = make_driver(self.home, fake=self.image is None)
+        driver = make_driver(self.home, fake=self.image is None, xen=self.xen)
         self.drivers.append(driver)
         return driver
 
@@ -110,17 +112,19 @@ class Rig:
         """Close all drivers, then kill what still runs by one more."""
         for driver in self.drivers:
             await driver.close()
-        last = make_driver(self.home, fake=self.image is None)
+        last = make_driver(self.home, fake=self.image is None, xen=self.xen)
         for machine in self.machines:
             await last.adopt(machine)
             await last.kill(machine.uuid)
         await last.close()
 
 
-def make_driver(home: Path, *, fake: bool) -> Driver:
+def make_driver(home: Path, *, fake: bool, xen: bool = False) -> Driver:
     """Return a driver over the data directory ``home``."""
     if fake:
         return FakeHypervisor(home / "fake")
+    if xen:
+        return cast(Driver, XenHypervisor(SystemRunner(), home))
 
     async def no_guest() -> ProbeGuest | None:
         return None

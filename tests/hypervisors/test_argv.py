@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanok.errors import HostError, InvalidInput
-from hanok.hypervisors.base import Base, Disk, Frozen, Machine, Nic
-from hanok.hypervisors.qemu.arch import X86_64, find_architecture
+from hanok.hypervisors.base import Base, Boot, Disk, Frozen, Machine, Nic
+from hanok.hypervisors.qemu.arch import AARCH64, X86_64, find_architecture
 from hanok.hypervisors.qemu.argv import (
     Platform,
     build_argv,
@@ -26,15 +25,21 @@ from hanok.hypervisors.qemu.argv import (
 )
 from hanok.hypervisors.qemu.build import QemuBuild, newest_machine_type
 from hanok.hypervisors.qemu.fingerprint import fingerprint
-from hanok.model.image import DiskFormat, Kernel
-from hanok.model.vm import Mode
+from hanok.hypervisors.qemu.firmware import UefiFiles
+from hanok.model.image import BareHypervisor, DiskFormat, Kernel
+from hanok.model.keeping import WatchdogAction
+from hanok.model.network import Plug, UserLink
+from hanok.model.vm import Firmware, Mode, Publish
 from hanok.proc import Account
 from hanok.units import GIB, MIB
+from tests.golden import check_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 TCG = Platform(X86_64, "tcg", "pc-q35-7.2", sandbox=True)
 KVM = Platform(X86_64, "kvm", "pc-q35-10.0", sandbox=True)
 BARE = Platform(X86_64, "tcg", "pc-q35-7.2", sandbox=False)
+ARM64 = Platform(AARCH64, "tcg", "virt-7.2", sandbox=True)
+SHOWS = dataclasses.replace(TCG, vnc=True)
 
 FOLDER = Path("/var/lib/hanok/vms/u/m")
 IMAGE = Path("/var/lib/hanok/images/abc")
@@ -87,8 +92,38 @@ CLONE = dataclasses.replace(
         SEED,
     ),
 )
+PLUGGED = dataclasses.replace(
+    PARA,
+    disks=(ROOT, SEED, dataclasses.replace(DATA, serial="a,data", port=3)),
+    nics=(NIC, dataclasses.replace(SECOND_NIC, port=0)),
+)
+XEN = dataclasses.replace(
+    PARA,
+    memory=3 * GIB,
+    kernel=KERNEL.model_copy(
+        update={
+            "cmdline": "console=hvc0 root=LABEL=hanok-root rw module=a,b",
+            "hypervisor": BareHypervisor(file="xen", cmdline="console=com1 com1=115200,8n1"),
+        }
+    ),
+)
 
-CASES = {
+USER = UserLink(
+    subnet="10.87.0.0/22",
+    gateway="10.87.0.1",
+    address="10.87.0.2",
+    publish=(
+        Publish(host_port=8080, guest_port=80),
+        Publish(host_port=2222, guest_port=22, address="0.0.0.0"),
+    ),
+)
+APART = UserLink(
+    subnet="10.88.0.0/28", gateway="10.88.0.1", address="10.88.0.14", outward=False, publish=()
+)
+
+CASES: dict[str, tuple[Machine, Platform, tuple[Plug, ...]]] = {
+    "para-watchdog": (dataclasses.replace(PARA, watchdog=WatchdogAction.STOP), TCG, (7,)),
+    "full-watchdog": (dataclasses.replace(FULL, watchdog=WatchdogAction.RESET), TCG, (7,)),
     "para-tcg": (PARA, TCG, (7,)),
     "full-tcg": (FULL, TCG, (7,)),
     "para-kvm": (PARA, KVM, (7,)),
@@ -114,6 +149,21 @@ CASES = {
     "para-not-nested-tcg": (dataclasses.replace(PARA, nested=False), TCG, (7,)),
     "para-not-nested-kvm": (dataclasses.replace(PARA, nested=False), KVM, (7,)),
     "full-not-nested-kvm": (dataclasses.replace(FULL, nested=False), KVM, (7,)),
+    "xen-tcg": (XEN, TCG, (7,)),
+    "xen-kvm": (XEN, KVM, (7,)),
+    "xen-clone": (dataclasses.replace(XEN, frozen=CLONE.frozen), TCG, (7,)),
+    "para-user-network": (
+        dataclasses.replace(PARA, nics=(NIC, SECOND_NIC)),
+        TCG,
+        (USER, APART),
+    ),
+    "full-user-network": (FULL, TCG, (USER,)),
+    "arm64": (dataclasses.replace(PARA, nested=False), ARM64, (7,)),
+    "para-plugged": (PLUGGED, TCG, (7, 9)),
+    "full-plugged": (dataclasses.replace(PLUGGED, mode=Mode.FULL), TCG, (7, 9)),
+    "full-screen": (dataclasses.replace(FULL, screen=True), SHOWS, (7,)),
+    "para-screen": (dataclasses.replace(PARA, screen=True), SHOWS, (7,)),
+    "full-screen-no-vnc": (dataclasses.replace(FULL, screen=True), TCG, (7,)),
     "para-more-disks": (dataclasses.replace(PARA, disks=(ROOT, MORE, SEED)), TCG, (7,)),
 }
 
@@ -121,7 +171,19 @@ CASES = {
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_golden(name: str) -> None:
     machine, platform, taps = CASES[name]
-    check_golden(name, build_argv(machine, platform, taps, "qemu-system-x86_64"))
+    check_argv(name, build_argv(machine, platform, taps, platform.architecture.emulator))
+
+
+@pytest.mark.parametrize("smm", [False, True])
+@pytest.mark.parametrize("mode", [Mode.PARA, Mode.FULL])
+def test_golden_uefi(mode: Mode, smm: bool) -> None:
+    tpm = FOLDER.parent / "tpm,2" if smm else None
+    boot = Boot(Firmware.UEFI, FOLDER.parent / "efivars.fd", secure=smm, tpm=tpm)
+    machine = PARA if mode is Mode.PARA else FULL
+    machine = dataclasses.replace(machine, kernel=None, kernel_folder=None, boot=boot)
+    uefi = UefiFiles(Path("/usr/share/OVMF/CODE,4M.fd"), Path("/usr/share/OVMF/VARS.fd"), smm)
+    argv = build_argv(machine, TCG, (7,), "qemu-system-x86_64", uefi=uefi)
+    check_argv(f"{mode}-uefi{'-smm' if smm else ''}", argv)
 
 
 def test_golden_probe() -> None:
@@ -134,11 +196,11 @@ def test_golden_probe() -> None:
         memory=256 * MIB,
         console=5,
     )
-    check_golden("probe", argv)
+    check_argv("probe", argv)
 
 
 def test_golden_loader() -> None:
-    check_golden("loader", build_argv(PARA, TCG, (7,), "qemu-system-x86_64", load_into=11))
+    check_argv("loader", build_argv(PARA, TCG, (7,), "qemu-system-x86_64", load_into=11))
 
 
 def test_a_loader_on_kvm_leaves_the_clock_to_the_guests_memory() -> None:
@@ -185,16 +247,16 @@ def test_the_fingerprint_names_all_that_frozen_memory_depends_on() -> None:
     assert fingerprint(dataclasses.replace(TCG, sandbox=False), build) in texts
 
 
-def check_golden(name: str, argv: list[str]) -> None:
-    path = GOLDEN / f"{name}.txt"
-    text = "".join(f"{argument}\n" for argument in argv)
-    if os.environ.get("HANOK_UPDATE_GOLDEN"):
-        path.write_text(text)
-    assert text == path.read_text()
+def check_argv(name: str, argv: list[str]) -> None:
+    check_golden(GOLDEN / f"{name}.txt", "".join(f"{argument}\n" for argument in argv))
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == {*CASES, "probe", "loader"}
+    assert {path.stem for path in GOLDEN.iterdir()} == {
+        *CASES,
+        *("probe", "loader"),
+        *(f"{mode}-uefi{smm}" for mode in ("para", "full") for smm in ("", "-smm")),
+    }
 
 
 def test_mode_full_has_no_paravirtual_device() -> None:
@@ -268,6 +330,46 @@ def test_text_stays_one_value_of_one_argument(
         assert next(values(options(argv, "-machine")[0])) == ("", machine_type)
 
 
+def modules(initrd: str) -> list[tuple[str, str]]:
+    """Return files and command lines of multiboot modules, as QEMU's load_multiboot sees them."""
+    found, current, position = [], "", 0
+    while position < len(initrd):
+        if initrd[position] == ",":
+            if initrd[position : position + 2] != ",,":
+                found.append(current)
+                current = ""
+                position += 1
+                continue
+            position += 1
+        current += initrd[position]
+        position += 1
+    parts = [module.partition(" ") for module in [*found, current]]
+    return [(file, cmdline) for file, _, cmdline in parts]
+
+
+@given(images=PIECE.filter(lambda text: " " not in text), dom0=TEXT, xen=TEXT)
+def test_text_stays_one_module_of_a_hypervisor(images: str, dom0: str, xen: str) -> None:
+    folder = Path("/i") / images
+    kernel = KERNEL.model_copy(
+        update={"cmdline": dom0, "hypervisor": BareHypervisor(file="xen", cmdline=xen)}
+    )
+    argv = build_argv(dataclasses.replace(XEN, kernel=kernel, kernel_folder=folder), TCG, (7,))
+    assert len(argv) == len(build_argv(XEN, TCG, (7,)))
+    assert options(argv, "-kernel") == [str(folder / "xen")]
+    assert options(argv, "-append") == [xen]
+    assert modules(options(argv, "-initrd")[0]) == [
+        (str(folder / "vmlinuz"), dom0),
+        (str(folder / "initrd"), ""),
+    ]
+
+
+def test_a_hypervisor_without_an_initrd_has_one_module() -> None:
+    assert XEN.kernel is not None
+    kernel = XEN.kernel.model_copy(update={"initrd": ""})
+    argv = build_argv(dataclasses.replace(XEN, kernel=kernel), TCG, (7,))
+    assert [file for file, _ in modules(options(argv, "-initrd")[0])] == [str(IMAGE / "vmlinuz")]
+
+
 @given(text=st.text(), field=st.sampled_from(["name", "folder", "disk", "cmdline"]))
 def test_what_no_argument_can_hold_is_refused(text: str, field: str) -> None:
     changed = {
@@ -309,6 +411,7 @@ def test_every_disk_node_names_its_format_and_its_base() -> None:
         ({}, (), "networks"),
         ({}, (7, 8), "networks"),
         ({"kernel_folder": None}, (7,), "kernel"),
+        ({"kernel": XEN.kernel, "kernel_folder": Path("/my images")}, (7,), "kernel_folder"),
     ],
 )
 def test_what_qemu_cannot_be_told_is_refused(

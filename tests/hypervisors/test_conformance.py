@@ -26,9 +26,9 @@ async def test_probe_says_what_it_is_and_says_it_again(rig: Rig) -> None:
     driver = rig.new_driver()
     facts = await driver.probe()
     assert facts.name == driver.name
-    assert facts.type == 2
-    assert facts.isolation in ("kvm", "none")
-    assert set(facts.modes) == {"full", "para"}
+    assert facts.type == (1 if rig.xen else 2)
+    assert facts.isolation in (("xen",) if rig.xen else ("kvm", "none"))
+    assert set(facts.modes) == {"full", "para"} | ({"hybrid"} if rig.xen else set())
     assert facts.version
     assert facts.reason
     assert await driver.probe() == facts
@@ -36,9 +36,12 @@ async def test_probe_says_what_it_is_and_says_it_again(rig: Rig) -> None:
 
 def test_modes_are_chosen_or_refused_with_what_is_offered(rig: Rig) -> None:
     driver = rig.new_driver()
-    assert driver.choose_mode(Mode.AUTO) is Mode.PARA
+    assert driver.choose_mode(Mode.AUTO) is (Mode.HYBRID if rig.xen else Mode.PARA)
     assert driver.choose_mode(Mode.FULL) is Mode.FULL
     assert driver.choose_mode(Mode.PARA) is Mode.PARA
+    if rig.xen:
+        assert driver.choose_mode(Mode.HYBRID) is Mode.HYBRID
+        return
     with pytest.raises(Unsupported) as caught:
         driver.choose_mode(Mode.HYBRID)
     assert caught.value.field == "mode"
@@ -50,7 +53,8 @@ def test_overhead_grows_with_a_larger_buffer_and_never_shrinks_with_size(rig: Ri
     driver = rig.new_driver()
     small = driver.overhead(1, 128 * MIB, 64 * MIB)
     assert small > 0
-    assert driver.overhead(1, 128 * MIB, 128 * MIB) == small + 64 * MIB
+    buffer = 0 if rig.xen else 64 * MIB  # Xen translates nothing
+    assert driver.overhead(1, 128 * MIB, 128 * MIB) == small + buffer
     assert driver.overhead(4, 128 * MIB, 64 * MIB) >= small
     assert driver.overhead(1, 4096 * MIB, 64 * MIB) >= small
 
@@ -289,7 +293,7 @@ async def start_and_die(rig: Rig, machine: Machine) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(pickle.dumps((rig.home, rig.image is None, machine)))
+        process.stdin.write(pickle.dumps((rig.home, rig.image is None, rig.xen, machine)))
         process.stdin.close()
         async with asyncio.timeout(LIMIT):
             assert await process.stdout.readline() == b"started\n"

@@ -20,6 +20,9 @@ from tests.hypervisors.rigs import LIMIT, Driver, Follower, Rig, agent_of
 
 async def test_what_cannot_be_frozen_says_why(rig: Rig) -> None:
     driver = rig.new_driver()
+    if rig.xen:
+        assert not isinstance(driver, CanFreeze)
+        return
     assert isinstance(driver, CanFreeze)
     machine = await rig.new_machine()
     dumb = dataclasses.replace(machine, agent=False)

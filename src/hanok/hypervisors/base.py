@@ -8,11 +8,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from hanok.model.architecture import Arch
 from hanok.model.host import HypervisorFacts
 from hanok.model.image import Base as Base
 from hanok.model.image import DiskFormat, Kernel
-from hanok.model.vm import Mode
+from hanok.model.keeping import WatchdogAction
+from hanok.model.network import Plug
+from hanok.model.vm import Firmware, Mode
 from hanok.proc import Account
+
+WATCHDOG_EXPIRED = "the guest hung: its watchdog expired"
 
 
 class RunState(StrEnum):
@@ -26,21 +31,22 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of a machine; ``bases`` are what an overlay stands on, the nearest first."""
+    """A disk; ``bases``: what an overlay stands on, the nearest first; ``port``: as of a Nic."""
 
     name: str
     path: Path
     format: DiskFormat
     read_only: bool = False
     bases: tuple[Base, ...] = ()
+    serial: str | None = None
+    port: int | None = None
 
 
 @dataclass(frozen=True)
 class Frozen:
     """Memory and devices that a machine goes on from: open descriptors, closed by the caller.
 
-    ``memory``: a sealed memfd with the guest's RAM, mapped private. ``state``: a file with the
-    state of the devices, read from its start, one open file description a machine.
+    ``memory``: a sealed memfd with the RAM. ``state``: of the devices; a description a machine.
     """
 
     memory: int
@@ -49,10 +55,25 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Nic:
-    """A network card; frames go to the tap whose descriptor ``start`` gets in the same order."""
+    """A network card, its tap at the same place in ``start``; ``port``: its hot-plug port."""
 
     mac: str
     network: str
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What boots a machine whose disk has a boot loader of its own.
+
+    ``variables``: where UEFI's variables are kept, a file that is made when it is missing.
+    ``secure``: UEFI starts only what is signed. ``tpm``: where its TPM 2.0, if any, keeps state.
+    """
+
+    firmware: Firmware
+    variables: Path
+    secure: bool = False
+    tpm: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,7 @@ class Machine:
 
     ``folder`` belongs to ``account`` and is the only place where the hypervisor's process writes,
     besides its disks. ``memory`` and ``tcg_buffer`` are bytes. ``nested``: its CPU may virtualize.
+    ``watchdog``, ``screen``: see optional.py. ``architecture`` None: as the host's.
     """
 
     uuid: str
@@ -74,16 +96,20 @@ class Machine:
     nics: tuple[Nic, ...] = ()
     kernel: Kernel | None = None
     kernel_folder: Path | None = None
+    boot: Boot | None = None
     agent: bool = True
     machine_type: str | None = None
     tcg_buffer: int | None = None
     nested: bool = True
+    watchdog: WatchdogAction | None = None
     frozen: Frozen | None = None
+    architecture: Arch | None = None
+    screen: bool = False
 
 
 @dataclass(frozen=True)
 class MachineEvent:
-    """Something that happened to a VM: stopped, crashed, paused, resumed, reset, io-error."""
+    """What happened to a VM: stopped, crashed, paused, resumed, reset, watchdog, io-error."""
 
     uuid: str
     name: str
@@ -92,11 +118,16 @@ class MachineEvent:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a VM uses now: CPU seconds since its start; resident and proportional bytes."""
+    """What a VM uses now: CPU seconds since its start; resident and proportional bytes.
+
+    ``backend_seconds``, ``backend_memory``: its part of a process in Dom0; None without one.
+    """
 
     cpu_seconds: float
     resident: int
     proportional: int | None = None
+    backend_seconds: float | None = None
+    backend_memory: int | None = None
 
 
 class Hypervisor(Protocol):
@@ -119,8 +150,8 @@ class Hypervisor(Protocol):
         """Return the bytes beyond guest RAM that a machine of this shape takes of the host."""
         ...
 
-    async def start(self, machine: Machine, taps: tuple[int, ...] = ()) -> None:
-        """Start ``machine``; ``taps`` are open descriptors, one a NIC. Returns when it runs.
+    async def start(self, machine: Machine, taps: tuple[Plug, ...] = ()) -> None:
+        """Start ``machine``; ``taps``: descriptors or UserLinks, one a NIC. Returns when it runs.
 
         With ``machine.frozen`` (see optional.CanFreeze) it is paused then; ``resume`` goes on.
         Leaves nothing behind when it fails. Starting a machine that runs already is a no-op.

@@ -12,71 +12,40 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hanok.errors import AgentUnavailable, HypervisorError, Unsupported
-from hanok.hypervisors.base import Frozen, Machine, MachineEvent, RunState, Statistics
+from hanok.hypervisors.base import (
+    WATCHDOG_EXPIRED,
+    Disk,
+    Frozen,
+    Machine,
+    MachineEvent,
+    Nic,
+    RunState,
+    Statistics,
+)
 from hanok.hypervisors.events import EventQueue
+from hanok.hypervisors.fake_faults import FakeFaults as FakeFaults
+from hanok.hypervisors.fake_faults import Fault as Fault
 from hanok.hypervisors.fake_guest import FakeGuest
-from hanok.hypervisors.optional import Stream
+from hanok.hypervisors.fake_screen import GREETING, PICTURE, repeat
+from hanok.hypervisors.optional import NotLive, Stream, Viewer
 from hanok.model.host import HypervisorFacts
+from hanok.model.keeping import WatchdogAction
+from hanok.model.network import Plug
 from hanok.model.vm import Mode
 from hanok.units import MIB
 
 _OVERHEAD = 32 * MIB
 _MODES = (Mode.FULL, Mode.PARA)
 _STREAM_LIMIT = 64 * MIB
+_MOST_CPUS = 8
 _LONGEST_STATE = 64 * 1024
-
-
-class Fault(BaseModel):
-    """What happens to a method: first a delay in seconds, then an error, at most ``times`` times.
-
-    Without ``error`` the method goes on after the delay; ``times`` None means always.
-    """
-
-    error: str | None = None
-    delay: float = 0.0
-    times: int | None = None
-
-
-class FakeFaults(BaseModel):
-    """What goes wrong, by the name of the method of the contract (``start``, ``kill``, ...).
-
-    Tests may change it at any time. A daemon in another process is reached by the file
-    ``faults.json`` in the fake's folder, which has these fields too and replaces them.
-    """
-
-    methods: dict[str, Fault] = Field(default_factory=dict)
-    ignore_power_button: bool = False
-    silent_agent: bool = False
-    fingerprint: str = "fake 1"
-    identity: str | None = Field(default=None, description="why guests take no identity")
-    shown_mode: Mode | None = Field(default=None, description="what guests show, whatever they run")
-
-    def fail(self, method: str, error: str, *, times: int | None = None, delay: float = 0) -> None:
-        """Let ``method`` raise HypervisorError with the text ``error``."""
-        self.methods[method] = Fault(error=error, delay=delay, times=times)
-
-    def delay(self, method: str, seconds: float, *, times: int | None = None) -> None:
-        """Let ``method`` take ``seconds`` longer."""
-        self.methods[method] = Fault(delay=seconds, times=times)
-
-    async def hit(self, method: str) -> None:
-        """Do what is to happen to ``method`` now. Raises HypervisorError."""
-        fault = self.methods.get(method)
-        if fault is None or fault.times == 0:
-            return
-        if fault.times is not None:
-            fault.times -= 1
-        if fault.delay:
-            await asyncio.sleep(fault.delay)
-        if fault.error is not None:
-            raise HypervisorError(fault.error, hint="this fault was injected")
 
 
 class _Kept(BaseModel):
@@ -87,8 +56,13 @@ class _Kept(BaseModel):
     memory: int
     mode: Mode
     agent: bool
+    watchdog: WatchdogAction | None = None
+    screen: bool = False
     state: RunState = RunState.RUNNING
     detail: str = ""
+    started_with: int = 0
+    devices: dict[int, str] = Field(default_factory=dict, description="by hot-plug port")
+    disk: int = 0
     ran: float = 0.0
     since: float = 0.0
 
@@ -127,6 +101,7 @@ class FakeHypervisor:
     """Machines in the file ``machines.json`` of ``folder``; ``faults`` says what goes wrong."""
 
     name: ClassVar[str] = "fake"
+    hotplug_ports: ClassVar[int] = 8
 
     def __init__(self, folder: Path, faults: FakeFaults | None = None) -> None:
         self._folder = folder
@@ -189,7 +164,7 @@ class FakeHypervisor:
         """See Hypervisor.overhead."""
         return _OVERHEAD + (tcg_buffer or 0)
 
-    async def start(self, machine: Machine, taps: tuple[int, ...] = ()) -> None:
+    async def start(self, machine: Machine, taps: tuple[Plug, ...] = ()) -> None:
         """See Hypervisor.start."""
         await self._hit("start")
         self._load()
@@ -204,8 +179,12 @@ class FakeHypervisor:
                 memory=machine.memory,
                 mode=machine.mode,
                 agent=machine.agent,
+                watchdog=machine.watchdog,
+                screen=machine.screen,
                 state=RunState.RUNNING if frozen is None else RunState.PAUSED,
                 since=time.time(),
+                started_with=machine.memory,
+                devices=_plugged(machine),
             )
             self._save()
         self._attach(machine.uuid)
@@ -230,9 +209,12 @@ class FakeHypervisor:
         async def shut_down() -> None:
             self._end(uuid, "stopped", "guest-shutdown")
 
+        async def die() -> None:
+            self._end(uuid, "crashed", "the hypervisor ended by itself")
+
         kept = self._machines[uuid]
         mode = self.faults.shown_mode or kept.mode
-        guest = FakeGuest(kept.name, mode, shut_down, refusal=lambda: self.faults.identity)
+        guest = FakeGuest(kept.name, mode, shut_down, die, refusal=lambda: self.faults.identity)
         self._live[uuid] = _Live(guest)
 
     async def ask_stop(self, uuid: str) -> None:
@@ -329,6 +311,94 @@ class FakeHypervisor:
         serve = _stay_silent if self.faults.silent_agent else self._live[uuid].guest.serve_agent
         return await self._connect(uuid, serve)
 
+    def watchdog_actions(self) -> Collection[WatchdogAction]:
+        """See HasWatchdog.watchdog_actions."""
+        return (WatchdogAction.RESET, WatchdogAction.STOP)
+
+    async def screenshot(self, uuid: str) -> bytes:
+        """See HasScreen.screenshot."""
+        await self._hit("screenshot")
+        self._check_screen(uuid)
+        return PICTURE
+
+    async def admit_viewers(self, uuid: str, password: str, seconds: int) -> None:
+        """See HasScreen.admit_viewers; the fake asks nobody for it."""
+        await self._hit("admit_viewers")
+        self._check_screen(uuid)
+
+    async def open_screen(self, uuid: str) -> Viewer:
+        """See HasScreen.open_screen: it says what was said to it."""
+        await self._hit("open_screen")
+        self._check_screen(uuid)
+        return Viewer(GREETING, await self._connect(uuid, repeat))
+
+    def _check_screen(self, uuid: str) -> None:
+        if not self._kept(uuid).screen:
+            raise HypervisorError("this machine has no screen")
+
+    # --- changes while it runs --------------------------------------------------------------
+
+    async def set_cpus(self, uuid: str, cpus: int) -> None:
+        """See CanResize.set_cpus: up to eight."""
+        await self._hit("set_cpus")
+        if cpus > _MOST_CPUS:
+            raise NotLive(f"it was started with room for {_MOST_CPUS} vCPUs; restart it")
+        self._kept(uuid).cpus = cpus
+        self._save()
+
+    async def set_memory(self, uuid: str, memory: int, started: int) -> None:
+        """See CanResize.set_memory."""
+        await self._hit("set_memory")
+        kept = self._kept(uuid)
+        kept.memory = min(memory, kept.started_with)
+        self._save()
+        if memory > kept.started_with:
+            raise NotLive("it was started with less memory; restart it")
+
+    async def grow_disk(self, uuid: str, size: int) -> None:
+        """See CanResize.grow_disk."""
+        await self._hit("grow_disk")
+        self._kept(uuid).disk = size
+        self._save()
+
+    async def attach_disk(self, uuid: str, disk: Disk) -> None:
+        """See CanHotplug.attach_disk."""
+        await self._hit("attach_disk")
+        if not disk.path.exists():
+            raise HypervisorError(f"the disk {disk.path} does not exist")
+        self._plug(uuid, disk.port, disk.name)
+
+    async def detach_disk(self, uuid: str, disk: Disk) -> None:
+        """See CanHotplug.detach_disk."""
+        await self._hit("detach_disk")
+        self._unplug(uuid, disk.port)
+
+    async def attach_nic(self, uuid: str, nic: Nic, tap: int) -> None:
+        """See CanHotplug.attach_nic."""
+        await self._hit("attach_nic")
+        self._plug(uuid, nic.port, nic.mac)
+
+    async def detach_nic(self, uuid: str, nic: Nic) -> None:
+        """See CanHotplug.detach_nic."""
+        await self._hit("detach_nic")
+        self._unplug(uuid, nic.port)
+
+    def _plug(self, uuid: str, port: int | None, what: str) -> None:
+        kept = self._port(uuid, port)
+        if port is not None and kept.devices.setdefault(port, what) != what:
+            raise HypervisorError(f"port {port} is taken by {kept.devices[port]}")
+        self._save()
+
+    def _unplug(self, uuid: str, port: int | None) -> None:
+        self._port(uuid, port).devices.pop(-1 if port is None else port, None)
+        self._save()
+
+    def _port(self, uuid: str, port: int | None) -> _Kept:
+        kept = self._kept(uuid)
+        if port is None or kept.mode is not Mode.PARA:
+            raise NotLive("this is plugged in at the start only; restart it")
+        return kept
+
     # --- freezing ---------------------------------------------------------------------------
 
     def freeze_obstacle(self, machine: Machine) -> str | None:
@@ -346,7 +416,7 @@ class FakeHypervisor:
         self,
         uuid: str,
         loader: Machine,
-        taps: tuple[int, ...],
+        taps: tuple[Plug, ...],
         memory: int,
         state: int,
         while_paused: Callable[[], Awaitable[None]],
@@ -393,10 +463,25 @@ class FakeHypervisor:
         self._save()
         self._tell(uuid, "crashed", detail)
 
+    def starve(self, uuid: str, detail: str = "write on disk0: no space left") -> None:
+        """Let the machine meet a full file system of the host: it is paused, as QEMU's are."""
+        kept = self._kept(uuid)
+        kept.ran, kept.state = _seconds_run(kept), RunState.PAUSED
+        self._save()
+        self._tell(uuid, "io-error", detail)
+
     def vanish(self, uuid: str, detail: str = "the hypervisor ended by itself") -> None:
         """Let the machine's process die."""
         self._kept(uuid)
         self._end(uuid, "crashed", detail)
+
+    def hang(self, uuid: str) -> None:
+        """Let the guest feed its watchdog no more, until that has expired."""
+        match self._kept(uuid).watchdog:
+            case WatchdogAction.RESET:
+                self._tell(uuid, "watchdog", WATCHDOG_EXPIRED)
+            case WatchdogAction.STOP:
+                self.crash(uuid, WATCHDOG_EXPIRED)
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -437,6 +522,11 @@ class FakeHypervisor:
         task.add_done_callback(live.tasks.discard)
         task.add_done_callback(lambda _: writer.close())  # even when it never began
         return Stream(*await asyncio.open_unix_connection(sock=ours))
+
+
+def _plugged(machine: Machine) -> dict[int, str]:
+    found = {disk.port: disk.name for disk in machine.disks if disk.port is not None}
+    return found | {nic.port: nic.mac for nic in machine.nics if nic.port is not None}
 
 
 async def _stay_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

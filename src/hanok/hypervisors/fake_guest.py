@@ -65,7 +65,8 @@ class GuestFile:
 
 @dataclass
 class FakeGuest:
-    """One guest; ``shut_down`` is called when it powers itself off.
+    """One guest; ``shut_down`` is called when it powers itself off, ``die`` when it takes its
+    machine with it: by the commands ``poweroff`` and ``die``, which real guests have and have not.
 
     ``refusal`` says why it does not take an identity, None when it does.
     """
@@ -73,6 +74,7 @@ class FakeGuest:
     name: str
     mode: Mode
     shut_down: Callable[[], Awaitable[None]]
+    die: Callable[[], Awaitable[None]]
     files: dict[str, bytes] = field(default_factory=_HELPER.copy)
     refusal: Callable[[], str | None] = lambda: None
     _open: dict[int, GuestFile] = field(default_factory=dict)
@@ -173,8 +175,10 @@ class FakeGuest:
     def _host_name(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"host-name": self.name}
 
-    def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    async def _exec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         argv = [str(arguments["path"]), *map(str, arguments.get("arg", []))]
+        if argv[0] in ("poweroff", "die"):
+            await (self.shut_down() if argv[0] == "poweroff" else self.die())
         given = base64.b64decode(arguments.get("input-data", ""))
         self._handles += 1
         self._ran[self._handles] = self._run(argv, given)

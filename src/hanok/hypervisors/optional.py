@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
-from hanok.hypervisors.base import Machine
-from hanok.model.host import HypervisorFacts
+from hanok.errors import HypervisorError
+from hanok.hypervisors.base import Disk, Machine, Nic
+from hanok.model.host import HostShare, HypervisorFacts
+from hanok.model.keeping import WatchdogAction
+from hanok.model.network import Plug
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,44 @@ class Stream:
     writer: asyncio.StreamWriter
 
 
+class NotLive(HypervisorError):
+    """A running machine cannot be changed so; the message says why, and what it takes.
+
+    Not a failure: the change waits for the next start.
+    """
+
+
 @runtime_checkable
 class HasConsole(Protocol):
     """Has a serial or PV console; one connection at a time."""
 
     async def open_console(self, uuid: str) -> Stream:
         """Connect to the console. Raises HypervisorError when there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A connection to a screen (RFC 6143); ``greeting`` is what it has said already."""
+
+    greeting: bytes
+    stream: Stream
+
+
+@runtime_checkable
+class HasScreen(Protocol):
+    """Can show a graphics card's screen. Each raises HypervisorError when a machine has none."""
+
+    async def screenshot(self, uuid: str) -> bytes:
+        """Return what the screen shows, a PNG. Raises Unsupported when this one cannot."""
+        ...
+
+    async def admit_viewers(self, uuid: str, password: str, seconds: int) -> None:
+        """Let in those who know ``password``, 8 characters, and connect within ``seconds``."""
+        ...
+
+    async def open_screen(self, uuid: str) -> Viewer:
+        """Connect to the screen; whoever does must know the password of ``admit_viewers``."""
         ...
 
 
@@ -49,10 +85,58 @@ class CanReprobe(Protocol):
 
 @runtime_checkable
 class CanExplain(Protocol):
-    """Can say why a machine is paused or crashed."""
+    """Can say why a machine is paused or crashed, or why one that was not adopted has ended."""
 
     async def explain(self, uuid: str) -> str:
         """Return why, for people; empty when there is nothing to say."""
+        ...
+
+
+@runtime_checkable
+class HasWatchdog(Protocol):
+    """Has a watchdog device: a guest that feeds it no more is reset, or is crashed then."""
+
+    def watchdog_actions(self) -> Collection[WatchdogAction]:
+        """Return what it can do to a guest that hangs."""
+        ...
+
+
+@runtime_checkable
+class CanTestify(Protocol):
+    """Says itself what kind of machine it runs, whatever was asked of it (Type 1)."""
+
+    async def testify(self, uuid: str) -> str:
+        """Return pv, pvh or hvm. Raises HypervisorError when the machine does not run."""
+        ...
+
+
+@runtime_checkable
+class CanSweep(Protocol):
+    """Runs machines that are more than one marked process each."""
+
+    async def sweep(self, known: Collection[str]) -> None:
+        """End machines of this data directory whose uuid is not in ``known``."""
+        ...
+
+
+@runtime_checkable
+class OwnsHost(Protocol):
+    """Is below this system, which sees only a share of the host's memory and CPUs (Type 1)."""
+
+    def share(self) -> HostShare | None:
+        """Return what the whole host has, as the last probe saw it; None before any."""
+        ...
+
+
+@runtime_checkable
+class CanReach(Protocol):
+    """Makes networks itself (UserLink), and can connect to the guests on them."""
+
+    async def reach(self, uuid: str, address: str, port: int, timeout: float) -> socket.socket:
+        """Return a non-blocking TCP socket that is connected to the guest's first card.
+
+        Raises GuestError when the guest refuses or does not answer within ``timeout`` seconds.
+        """
         ...
 
 
@@ -72,7 +156,7 @@ class CanFreeze(Protocol):
         self,
         uuid: str,
         loader: Machine,
-        taps: tuple[int, ...],
+        taps: tuple[Plug, ...],
         memory: int,
         state: int,
         while_paused: Callable[[], Awaitable[None]],
@@ -93,4 +177,56 @@ class CanFreeze(Protocol):
         What is written before the machine goes on lies there when it does. Afterwards the port
         leads nowhere, which the guest does not notice. Raises HypervisorError.
         """
+        ...
+
+
+@runtime_checkable
+class CanResize(Protocol):
+    """Can make a running machine larger or smaller. Each method is safe to repeat.
+
+    Each raises NotLive where the machine as it runs cannot be changed so, HypervisorError when it
+    could be and that failed.
+    """
+
+    async def set_cpus(self, uuid: str, cpus: int) -> None:
+        """Give the machine exactly ``cpus`` vCPUs; the guest has yet to use new ones."""
+        ...
+
+    async def set_memory(self, uuid: str, memory: int, started: int) -> None:
+        """Let the guest have ``memory`` bytes; the machine was started with ``started``.
+
+        What it gives back is free at once, but its to take again: nobody may count on it before
+        the machine has started anew.
+        """
+        ...
+
+    async def grow_disk(self, uuid: str, size: int) -> None:
+        """Make the root disk ``size`` bytes large; one that is as large is left alone."""
+        ...
+
+
+@runtime_checkable
+class CanHotplug(Protocol):
+    """Can plug disks and network cards into a running machine, at its hot-plug ports.
+
+    Each method is safe to repeat, and raises NotLive and HypervisorError as those of CanResize do.
+    ``port`` of what is plugged in says where. Nothing is left of what fails.
+    """
+
+    hotplug_ports: ClassVar[int]
+
+    async def attach_disk(self, uuid: str, disk: Disk) -> None:
+        """Plug in a disk whose file exists and belongs to the machine's account."""
+        ...
+
+    async def detach_disk(self, uuid: str, disk: Disk) -> None:
+        """Unplug a disk; returns when its file is closed."""
+        ...
+
+    async def attach_nic(self, uuid: str, nic: Nic, tap: int) -> None:
+        """Plug in a network card whose frames go to the open descriptor ``tap``."""
+        ...
+
+    async def detach_nic(self, uuid: str, nic: Nic) -> None:
+        """Unplug a network card; returns when its tap is closed."""
         ...

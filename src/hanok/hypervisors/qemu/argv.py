@@ -2,11 +2,13 @@
 
 Each text that comes from outside ends as one value of one argument: in options of the form
 ``key=value,key=value`` a comma in a value is doubled (QEMU's QemuOpts), block nodes are JSON, and
-``-kernel``, ``-initrd``, ``-append`` and ``-pidfile`` take their text as it is.
+``-kernel``, ``-initrd``, ``-append`` and ``-pidfile`` take their text as it is. With a hypervisor
+below the kernel ``-initrd`` is a list, in which commas are doubled too.
 
 The layout of devices is fixed, so that a machine looks the same at each start: in mode para
-disks are PCI slots 8 to 15 and network cards 16 to 23; in mode full disks are the ports of the
-built-in AHCI controller. Sources: qemu(1), docs/interop/qemu-qmp-ref, hw/i386/pc_q35.c.
+disks are PCI slots 8 to 15 and network cards 16 to 23, and slot 7 has ports for those that are
+plugged in while it runs; in mode full disks are the ports of the built-in AHCI controller.
+Sources: qemu(1), docs/interop/qemu-qmp-ref, hw/i386/pc_q35.c.
 
 A clone and the loader of its template (see freeze.py) have the same devices as any other machine;
 only what is behind them differs: the RAM is a file, and the state of the devices comes in.
@@ -15,14 +17,19 @@ only what is behind them differs: the RAM is a file, and the state of the device
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hanok.errors import InvalidInput
 from hanok.hypervisors.base import Disk, Machine, Nic
-from hanok.hypervisors.qemu.arch import Architecture
-from hanok.model.image import DiskFormat
+from hanok.hypervisors.blockdev import block_nodes, escape, options
+from hanok.hypervisors.qemu.arch import X86_64, Architecture
+from hanok.hypervisors.qemu.firmware import UefiFiles
+from hanok.hypervisors.qemu.usernet import user_netdev
+from hanok.model.image import BareHypervisor, Kernel
+from hanok.model.keeping import WatchdogAction
+from hanok.model.network import Plug, UserLink
 from hanok.model.vm import Mode
 from hanok.units import MIB
 
@@ -30,6 +37,8 @@ QMP_SOCKET = "qmp.sock"
 CONSOLE_SOCKET = "console.sock"
 AGENT_SOCKET = "agent.sock"
 IDENTITY_SOCKET = "identity.sock"
+SCREEN_SOCKET = "vnc.sock"
+TPM_SOCKET = "tpm.sock"
 PID_FILE = "qemu.pid"
 LOG_FILE = "qemu.log"
 AGENT_PORT = "org.qemu.guest_agent.0"
@@ -37,9 +46,10 @@ IDENTITY_PORT = "hanok.identity.0"
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-# Bytes of a qcow2 image's tables kept in memory: all of 32 GiB of disk. QEMU's own limit, 32 MiB,
-# is more than is counted for a machine (see arch.py).
-_QCOW2_TABLES = 4 * MIB
+_WATCHDOG_SLOT = "0x6"
+HOTPLUG_PORTS = 8
+_PORTS_SLOT = 7
+_MOST_CPUS = 8
 _FIRST_DISK_SLOT = 8
 _FIRST_NIC_SLOT = 16
 _MAX_PARA_DISKS = 8
@@ -49,12 +59,16 @@ _MAX_NICS = 8
 
 @dataclass(frozen=True)
 class Platform:
-    """How machines run on this host: ``accelerator`` is kvm or tcg, ``sandbox`` seccomp's."""
+    """How machines run on this host: ``accelerator`` is kvm or tcg, ``sandbox`` seccomp's.
+
+    ``vnc``: this QEMU can show a screen by VNC.
+    """
 
     architecture: Architecture
     accelerator: str
     machine_type: str
     sandbox: bool
+    vnc: bool = False
 
 
 def default_tcg_buffer(memory: int) -> int:
@@ -68,38 +82,47 @@ def default_tcg_buffer(memory: int) -> int:
 def build_argv(
     machine: Machine,
     platform: Platform,
-    taps: Sequence[int] = (),
+    taps: Sequence[Plug] = (),
     emulator: str = "qemu",
     *,
     load_into: int | None = None,
+    uefi: UefiFiles | None = None,
 ) -> list[str]:
     """Return the arguments, program first, that run ``machine``; ``taps`` as in Hypervisor.start.
 
+    ``uefi`` boots it instead of SeaBIOS, its variables in the file that ``machine.boot`` names.
     ``load_into`` makes it a loader: its RAM is that memfd, shared, and it waits to be sent another
     machine's state. Raises InvalidInput when the machine cannot be said to QEMU (too many disks or
     cards, a character that no argument may hold, taps that do not match the cards).
     """
-    _check(machine, taps)
+    _check(machine, taps, platform.architecture)
     argv = [
         emulator,
-        *_base(machine.mode, machine.machine_type or platform.machine_type, platform),
-        *("-name", _options({"guest": machine.name})),
+        *_base(machine.mode, machine.machine_type or platform.machine_type, platform, uefi),
+        *_watchdog(machine.watchdog),
+        *("-name", options({"guest": machine.name})),
         *("-uuid", machine.uuid),
         *("-pidfile", str(machine.folder / PID_FILE)),
         *_processor(machine, platform),
         *_memory(machine.memory, _backing(machine, load_into)),
         *_monitor(machine.folder),
-        *_console(machine.folder),
+        *_console(machine.folder, platform),
         *_kernel(machine),
+        *_screen(machine, platform),
+        *_flash(machine, uefi),
+        *_tpm(machine),
     ]
+    hot = has_hotplug(machine, platform.architecture)
+    if hot:
+        argv += _hotplug_ports()
     for index, disk in enumerate(machine.disks):
-        argv += _disk(index, disk, machine.mode)
+        argv += _disk(index, disk, machine.mode, hot=hot)
     for index, (nic, tap) in enumerate(zip(machine.nics, taps, strict=True)):
-        argv += _nic(index, nic, tap, machine.mode)
+        argv += _nic(index, nic, tap, machine.mode, hot=hot)
     if machine.mode is Mode.PARA:
         argv += _para_devices()
     if machine.agent:
-        argv += _agent(machine.folder, machine.mode, loader=load_into is not None)
+        argv += _agent(machine, platform, loader=load_into is not None)
         if machine.mode is Mode.PARA:
             argv += _identity(machine.folder, frozen=machine.frozen is not None)
     if machine.frozen is not None or load_into is not None:
@@ -126,24 +149,31 @@ def build_probe_argv(
         *_accelerator(platform, default_tcg_buffer(memory)),
         *("-cpu", guest_cpu(Mode.PARA, platform)),
         *_memory(memory, _PLAIN),
-        *("-chardev", _options({"id": "console", "fd": str(console)}, "socket")),
-        *("-device", "isa-serial,id=serial0,chardev=console,index=0"),
+        *("-chardev", options({"id": "console", "fd": str(console)}, "socket")),
+        *platform.architecture.serial(0, "console"),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
         *_para_devices(),
     ]
     return [_checked(argument) for argument in argv]
 
 
-def _check(machine: Machine, taps: Sequence[int]) -> None:
+def _check(machine: Machine, taps: Sequence[Plug], architecture: Architecture) -> None:
     para = machine.mode is Mode.PARA
-    if not para and machine.mode is not Mode.FULL:
+    if machine.mode not in architecture.modes:
         raise InvalidInput(
-            f"mode {machine.mode} cannot be run as it is", field="mode", expected="full or para"
+            f"mode {machine.mode} cannot be run as it is on {architecture.debian}",
+            field="mode",
+            expected=" or ".join(architecture.modes),
         )
     limit = _MAX_PARA_DISKS if para else _MAX_FULL_DISKS
-    if len(machine.disks) > limit:
+    placed = [
+        disk
+        for disk in machine.disks
+        if disk.port is None or not has_hotplug(machine, architecture)
+    ]
+    if len(placed) > limit:
         raise InvalidInput(
-            f"{len(machine.disks)} disks are too many",
+            f"{len(placed)} disks are too many",
             field="disks",
             expected=f"at most {limit} in mode {machine.mode}",
         )
@@ -174,32 +204,31 @@ def _checked(argument: str) -> str:
     return argument
 
 
-def _options(fields: Mapping[str, str], head: str | None = None) -> str:
-    """Return ``head,key=value,...``, each comma in a value doubled."""
-    pairs = [f"{key}={_escape(value)}" for key, value in fields.items()]
-    return ",".join(pairs if head is None else [_escape(head), *pairs])
-
-
-def _escape(value: str) -> str:
-    return value.replace(",", ",,")
-
-
-def _base(mode: Mode, machine_type: str, platform: Platform) -> list[str]:
-    machine = {
-        "memory-backend": "ram",
-        "usb": "off",
-        "vmport": "off",
-        "smm": "off",
-        "sata": "off" if mode is Mode.PARA else "on",
-        "dump-guest-core": "off",
-    }
+def _base(
+    mode: Mode, machine_type: str, platform: Platform, uefi: UefiFiles | None = None
+) -> list[str]:
+    board = platform.architecture.board(mode, uefi is not None and uefi.smm)
+    machine = {"memory-backend": "ram", **board, "dump-guest-core": "off"}
+    if uefi is not None:
+        machine |= {"pflash0": "code", "pflash1": "variables"}
     argv = ["-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-machine", _options(machine, machine_type)]
+    argv += ["-machine", options(machine, machine_type)]
     argv += ["-rtc", "base=utc", "-boot", "strict=on,menu=off"]
     argv += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]
     if platform.sandbox:
         argv += ["-sandbox", SANDBOX]
     return argv
+
+
+def _watchdog(action: WatchdogAction | None) -> list[str]:
+    """Return the watchdog, hardware of its time: a guest in mode full may find it as well.
+
+    A guest that is to be ended is paused: the daemon, or the next one, sees that and ends it.
+    """
+    if action is None or action is WatchdogAction.NONE:
+        return []
+    does = "reset" if action is WatchdogAction.RESET else "pause"
+    return ["-device", f"i6300esb,id=watchdog,addr={_WATCHDOG_SLOT}", "-action", f"watchdog={does}"]
 
 
 def _accelerator(platform: Platform, tcg_buffer: int) -> list[str]:
@@ -212,9 +241,24 @@ def _processor(machine: Machine, platform: Platform) -> list[str]:
     buffer = machine.tcg_buffer or default_tcg_buffer(machine.memory)
     return [
         *_accelerator(platform, buffer),
-        *("-cpu", guest_cpu(machine.mode, platform, nested=machine.nested)),
-        *("-smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"),
+        *("-cpu", _cpu(machine, platform)),
+        *("-smp", _topology(machine, hot=has_hotplug(machine, platform.architecture))),
     ]
+
+
+def _topology(machine: Machine, *, hot: bool) -> str:
+    """Return the vCPUs: those that there are, and with hot-plug as many more as there may be."""
+    most = max(machine.cpus, _MOST_CPUS) if hot else machine.cpus
+    shape = f"sockets=1,cores={most},threads=1"
+    return f"cpus={machine.cpus},{shape}" + (f",maxcpus={most}" if most > machine.cpus else "")
+
+
+def _cpu(machine: Machine, platform: Platform) -> str:
+    model = guest_cpu(machine.mode, platform, nested=machine.nested)
+    is_xen = machine.kernel is not None and machine.kernel.hypervisor is not None
+    if not is_xen or platform.accelerator == "kvm":
+        return model
+    return f"{model},{platform.architecture.cpu_translated_xen}"
 
 
 def guest_cpu(mode: Mode, platform: Platform, *, nested: bool = True) -> str:
@@ -228,7 +272,7 @@ def guest_cpu(mode: Mode, platform: Platform, *, nested: bool = True) -> str:
         model = row.cpu_translated
     else:
         model = row.cpu_para if mode is Mode.PARA else row.cpu_full
-    return model if nested else f"{model},{row.cpu_not_nested}"
+    return model if nested or not row.cpu_not_nested else f"{model},{row.cpu_not_nested}"
 
 
 # All three back ends have the same id, so that the block of RAM has the same name: it is named in
@@ -271,19 +315,19 @@ def _monitor(folder: Path) -> list[str]:
     return [*_listener("qmp", folder / QMP_SOCKET), "-mon", "chardev=qmp,mode=control"]
 
 
-def _console(folder: Path) -> list[str]:
-    serial = "isa-serial,id=serial0,chardev=console,index=0"
-    return [*_listener("console", folder / CONSOLE_SOCKET), "-device", serial]
+def _console(folder: Path, platform: Platform) -> list[str]:
+    serial = platform.architecture.serial(0, "console")
+    return [*_listener("console", folder / CONSOLE_SOCKET), *serial]
 
 
-def _agent(folder: Path, mode: Mode, *, loader: bool) -> list[str]:
-    listener = _listener("agent", folder / AGENT_SOCKET)
+def _agent(machine: Machine, platform: Platform, *, loader: bool) -> list[str]:
+    listener = _listener("agent", machine.folder / AGENT_SOCKET)
     if loader:
         # A port whose host side is not as open as it was for the guest makes QEMU tell the guest,
         # and the guest's agent pause. A file counts as open.
         listener = ["-chardev", "file,id=agent,path=/dev/null"]
-    if mode is Mode.FULL:
-        return [*listener, "-device", "isa-serial,id=serial1,chardev=agent,index=1"]
+    if machine.mode is Mode.FULL:
+        return [*listener, *platform.architecture.serial(1, "agent")]
     return [
         *listener,
         *("-device", "virtio-serial-pci,id=vserial,addr=0x4,disable-legacy=on,max_ports=3"),
@@ -305,17 +349,95 @@ def _identity(folder: Path, *, frozen: bool) -> list[str]:
 
 def _listener(name: str, path: Path) -> list[str]:
     fields = {"id": name, "path": str(path), "server": "on", "wait": "off"}
-    return ["-chardev", _options(fields, "socket")]
+    return ["-chardev", options(fields, "socket")]
+
+
+VNC = "none,password=on"
+
+
+def _screen(machine: Machine, platform: Platform) -> list[str]:
+    """Return the graphics card, in the slot that such a card has on this board.
+
+    A VNC server can be switched on later only if it was there at the start: it is, listens to
+    nobody ("none"), and lets nobody in until it has a password. See screen.py.
+    """
+    if not machine.screen:
+        return []
+    if platform.architecture.name != "x86_64":
+        raise InvalidInput(
+            f"a guest of {platform.architecture.name} has no graphics card here",
+            field="display",
+            expected="none",
+        )
+    argv = ["-device", "VGA,id=screen,addr=0x1"]
+    return [*argv, "-vnc", VNC] if platform.vnc else argv
 
 
 def _kernel(machine: Machine) -> list[str]:
     kernel, folder = machine.kernel, machine.kernel_folder
     if kernel is None or folder is None:
         return []
+    if kernel.hypervisor is not None:
+        return _multiboot(kernel, kernel.hypervisor, folder)
     argv = ["-kernel", str(folder / kernel.vmlinuz)]
     if kernel.initrd:
         argv += ["-initrd", str(folder / kernel.initrd)]
     return [*argv, "-append", kernel.cmdline]
+
+
+# Only firmware in System Management Mode may write the variables, or the guest could undo Secure
+# Boot; edk2 cannot keep that up across a suspend to RAM (OvmfPkg/README).
+_GUARDED_FLASH = (
+    *("-global", "driver=cfi.pflash01,property=secure,value=on"),
+    *("-global", "ICH9-LPC.disable_s3=1"),
+)
+
+
+def _flash(machine: Machine, uefi: UefiFiles | None) -> list[str]:
+    """Return the two flash devices of UEFI: its program, and the machine's own variables."""
+    if uefi is None or machine.boot is None:
+        return []
+    argv = list(_GUARDED_FLASH) if uefi.smm else []
+    for name, path, read_only in (
+        ("code", uefi.code, True),
+        ("variables", machine.boot.variables, False),
+    ):
+        file = {"driver": "file", "filename": str(path), "read-only": read_only}
+        node = {"driver": "raw", "node-name": name, "read-only": read_only, "file": file}
+        argv += ["-blockdev", json.dumps(node, ensure_ascii=False)]
+    return argv
+
+
+def _tpm(machine: Machine) -> list[str]:
+    if machine.boot is None or machine.boot.tpm is None:
+        return []
+    socket = options({"id": "tpm", "path": str(machine.boot.tpm / TPM_SOCKET)}, "socket")
+    return [
+        *("-chardev", socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm"),
+        *("-device", "tpm-crb,tpmdev=tpm0"),
+    ]
+
+
+def _multiboot(kernel: Kernel, hypervisor: BareHypervisor, folder: Path) -> list[str]:
+    """Return a hypervisor, and Dom0's kernel and initrd as its modules.
+
+    QEMU (hw/i386/multiboot.c) parts the modules at single commas, and each file from its command
+    line at the first space.
+    """
+    if " " in str(folder):
+        raise InvalidInput(
+            f"a hypervisor cannot be booted from {folder}: there is a space in its name",
+            field="kernel_folder",
+            expected="a folder for images without spaces in its path",
+        )
+    modules = [f"{folder / kernel.vmlinuz} {kernel.cmdline}"]
+    if kernel.initrd:
+        modules.append(str(folder / kernel.initrd))
+    return [
+        *("-kernel", str(folder / hypervisor.file)),
+        *("-initrd", ",".join(escape(module) for module in modules)),
+        *("-append", hypervisor.cmdline),
+    ]
 
 
 def _para_devices() -> list[str]:
@@ -329,65 +451,106 @@ def _para_devices() -> list[str]:
     ]
 
 
-def _disk(index: int, disk: Disk, mode: Mode) -> list[str]:
-    name = f"disk{index}"
-    argv: list[str] = []
-    below: str | None = None
-    for depth, base in reversed(list(enumerate(disk.bases))):
-        node = f"{name}-base{depth or ''}"
-        argv += _nodes(node, base.path, base.format, read_only=True, backing=below)
-        below = node
-    argv += _nodes(name, disk.path, disk.format, read_only=disk.read_only, backing=below)
-    return [*argv, "-device", _disk_device(index, name, disk.read_only, mode)]
+def has_hotplug(machine: Machine, architecture: Architecture) -> bool:
+    """Whether a machine has ports for disks and cards that come while it runs.
 
-
-def _nodes(
-    name: str, path: Path, format: DiskFormat, *, read_only: bool, backing: str | None
-) -> list[str]:
-    """Return the two nodes of an image file: the file, and its format on top.
-
-    The backing node is always said, ``null`` when there is none: what the header of a qcow2 file
-    names is never opened. JSON, because only JSON has a null.
+    They take virtio, and ACPI as a PC has it. Below Xen in a machine nobody was seen to use them.
     """
-    shared = {
-        "read-only": read_only,
-        "discard": "unmap",
-        "cache": {"direct": False, "no-flush": False},
-    }
-    file = {"driver": "file", "node-name": f"{name}-file", "filename": str(path), **shared}
-    node = {"driver": str(format), "node-name": name, "file": f"{name}-file", **shared}
-    if format is DiskFormat.QCOW2:
-        node["backing"] = backing
-        node["l2-cache-size"] = _QCOW2_TABLES
-    elif backing is not None:
-        raise InvalidInput(f"a {format} disk has no base", field="disks", expected="qcow2")
-    return [
-        *("-blockdev", json.dumps(file, ensure_ascii=False)),
-        *("-blockdev", json.dumps(node, ensure_ascii=False)),
-    ]
+    is_xen = machine.kernel is not None and machine.kernel.hypervisor is not None
+    return machine.mode is Mode.PARA and architecture is X86_64 and not is_xen
 
 
-def _disk_device(index: int, name: str, read_only: bool, mode: Mode) -> str:
+def _hotplug_ports() -> list[str]:
+    """The ports, as functions of one slot: what is plugged in is alone on a bus of its own."""
+    argv: list[str] = []
+    for number in range(HOTPLUG_PORTS):
+        fields = {"id": port_name(number), "addr": f"{_PORTS_SLOT:#x}.{number}"}
+        if number == 0:
+            fields["multifunction"] = "on"
+        argv += ["-device", options({**fields, "chassis": str(number + 1)}, "pcie-root-port")]
+    return argv
+
+
+def port_name(port: int) -> str:
+    """Return the name of a hot-plug port, and of the bus behind it."""
+    return f"hot{port}"
+
+
+def _disk(index: int, disk: Disk, mode: Mode, *, hot: bool) -> list[str]:
+    if disk.port is not None and hot:
+        name = disk_name(disk.port)
+        device = options(hotplug_disk(disk.port, disk))
+        return [*block_nodes(name, disk), "-device", device.removeprefix("driver=")]
+    name = f"disk{index}"
+    device = _disk_device(index, name, disk, mode)
+    return [*block_nodes(name, disk), "-device", device]
+
+
+def _disk_device(index: int, name: str, disk: Disk, mode: Mode) -> str:
     # A full disk of the host stops the guest until there is room again; other errors are the
     # guest's to see. A CD carries what is read-only in mode full: an ATA disk cannot be that.
     common = f"id={name}-dev,drive={name},bootindex={index + 1}"
+    if disk.serial is not None:
+        common += f",serial={escape(disk.serial)}"
     errors = "write-cache=on,werror=enospc,rerror=report"
     if mode is Mode.PARA:
         slot = f"addr={_FIRST_DISK_SLOT + index:#x},disable-legacy=on"
         return f"virtio-blk-pci,{common},{slot},{errors}"
-    if read_only:
+    if disk.read_only:
         return f"ide-cd,{common},bus=ide.{index}"
     return f"ide-hd,{common},bus=ide.{index},{errors}"
 
 
-def _nic(index: int, nic: Nic, tap: int, mode: Mode) -> list[str]:
+def disk_name(port: int) -> str:
+    """Return the name of the node of the disk in a hot-plug port; ``-dev``: of its device."""
+    return f"{port_name(port)}-disk"
+
+
+def hotplug_disk(port: int, disk: Disk) -> dict[str, str]:
+    """Return the device of a disk in a hot-plug port, the driver first."""
+    name = disk_name(port)
+    fields = {"driver": "virtio-blk-pci", "id": f"{name}-dev", "drive": name}
+    fields |= {"bus": port_name(port), "disable-legacy": "on"}
+    if disk.serial is not None:
+        fields["serial"] = disk.serial
+    return {**fields, "write-cache": "on", "werror": "enospc", "rerror": "report"}
+
+
+def _nic(index: int, nic: Nic, tap: Plug, mode: Mode, *, hot: bool) -> list[str]:
+    if nic.port is not None and hot:
+        device = options(hotplug_nic(nic.port, nic)).removeprefix("driver=")
+        return ["-netdev", _netdev(nic_name(nic.port), tap, mode), "-device", device]
     # No boot ROM: nothing of ours boots from the network, and strict=on would not let it.
     common = {"id": f"net{index}-dev", "netdev": f"net{index}", "mac": nic.mac, "romfile": ""}
     slot = f"{_FIRST_NIC_SLOT + index:#x}"
-    netdev = {"id": f"net{index}", "fd": str(tap)}
     if mode is Mode.PARA:
-        netdev["vhost"] = "off"
-        device = _options({**common, "addr": slot, "disable-legacy": "on"}, "virtio-net-pci")
+        device = options({**common, "addr": slot, "disable-legacy": "on"}, "virtio-net-pci")
     else:
-        device = _options({**common, "addr": slot}, "e1000e")
-    return ["-netdev", _options(netdev, "tap"), "-device", device]
+        device = options({**common, "addr": slot}, "e1000e")
+    return ["-netdev", _netdev(netdev_name(index), tap, mode), "-device", device]
+
+
+def netdev_name(index: int) -> str:
+    """Return what the network behind card ``index`` is called."""
+    return f"net{index}"
+
+
+def _netdev(name: str, tap: Plug, mode: Mode) -> str:
+    if isinstance(tap, UserLink):
+        return user_netdev(name, tap)
+    fields = {"id": name, "fd": str(tap)}
+    if mode is Mode.PARA:
+        fields["vhost"] = "off"
+    return options(fields, "tap")
+
+
+def nic_name(port: int) -> str:
+    """Return the name of what is behind the card in a hot-plug port; ``-dev``: of its device."""
+    return f"{port_name(port)}-net"
+
+
+def hotplug_nic(port: int, nic: Nic) -> dict[str, str]:
+    """Return the device of a card in a hot-plug port, the driver first."""
+    name = nic_name(port)
+    fields = {"driver": "virtio-net-pci", "id": f"{name}-dev", "netdev": name, "mac": nic.mac}
+    return {**fields, "bus": port_name(port), "disable-legacy": "on", "romfile": ""}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hanok.errors import HostError
 from hanok.hypervisors.qemu.arch import Architecture
-from hanok.hypervisors.qemu.argv import SANDBOX
+from hanok.hypervisors.qemu.argv import SANDBOX, VNC
 from hanok.proc import Runner, require_program
 
 _LIMIT = 20.0
@@ -26,6 +26,7 @@ class QemuBuild:
     machine_type: str
     sandbox: bool
     digest: str = ""
+    vnc: bool = False
 
 
 async def read_build(runner: Runner, emulator: str, architecture: Architecture) -> QemuBuild:
@@ -34,11 +35,12 @@ async def read_build(runner: Runner, emulator: str, architecture: Architecture) 
     Raises HostError when it is missing or has no versioned machine type of this architecture.
     """
     program = require_program(emulator, architecture.package)
-    version, machines, sandbox, digest = await asyncio.gather(
+    version, machines, sandbox, vnc, digest = await asyncio.gather(
         runner.run([program, "--version"], timeout=_LIMIT),
         runner.run([program, "-machine", "help"], timeout=_LIMIT),
         # Options are read in order: an unknown -sandbox ends QEMU before --version does.
         runner.run([program, "-sandbox", SANDBOX, "--version"], timeout=_LIMIT, check=False),
+        runner.run([program, "-vnc", VNC, "--version"], timeout=_LIMIT, check=False),
         asyncio.to_thread(_digest, program),
     )
     text = version.stdout.decode("utf-8", "replace").partition("\n")[0].strip()
@@ -51,6 +53,7 @@ async def read_build(runner: Runner, emulator: str, architecture: Architecture) 
         ),
         sandbox=sandbox.returncode == 0,
         digest=digest,
+        vnc=vnc.returncode == 0,
     )
 
 

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform as platform_module
+import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ClassVar
 
+from hanok.durable import give_file
 from hanok.errors import HypervisorError, Unsupported
-from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
+from hanok.hypervisors.base import Disk, Machine, MachineEvent, Nic, RunState, Statistics
 from hanok.hypervisors.events import EventQueue
-from hanok.hypervisors.optional import Stream
-from hanok.hypervisors.qemu.arch import find_architecture
-from hanok.hypervisors.qemu.argv import LOG_FILE, Platform, build_argv
+from hanok.hypervisors.finish import to_its_end
+from hanok.hypervisors.optional import Stream, Viewer
+from hanok.hypervisors.qemu import change
+from hanok.hypervisors.qemu.arch import ARCHITECTURES, find_architecture, find_row
+from hanok.hypervisors.qemu.argv import (
+    HOTPLUG_PORTS,
+    LOG_FILE,
+    Platform,
+    build_argv,
+    netdev_name,
+)
 from hanok.hypervisors.qemu.build import QemuBuild, read_build
 from hanok.hypervisors.qemu.fingerprint import fingerprint
+from hanok.hypervisors.qemu.firmware import UefiFiles, find_uefi
 from hanok.hypervisors.qemu.folder import process_uid, read_pid_file, remove_files
 from hanok.hypervisors.qemu.freeze import (
     LOADER_KIND,
@@ -35,16 +47,21 @@ from hanok.hypervisors.qemu.probe import (
     GuestProvider,
     account_with_kvm,
 )
-from hanok.hypervisors.qemu.process import QemuProcess, to_its_end
+from hanok.hypervisors.qemu.process import QemuProcess
 from hanok.hypervisors.qemu.spawn import OWNER_KIND, start_process
+from hanok.hypervisors.qemu.tpm import end_tpm, let_tpm_end, start_tpm
+from hanok.hypervisors.qemu.usernet import reach
+from hanok.hypervisors.taps import descriptors
 from hanok.model.host import HypervisorFacts
-from hanok.model.vm import Mode
-from hanok.proc import Account, Owner, Runner, find_owned, find_program, owner_of
+from hanok.model.keeping import WatchdogAction
+from hanok.model.network import Plug
+from hanok.model.vm import Firmware, Mode
+from hanok.proc import Account, Owner, Runner, find_owned, find_program, owner_of, wait_for_exit
 
-_MODES = (Mode.FULL, Mode.PARA)
 _NOBODY = 65534
 _KVM = Path("/dev/kvm")
 _ADOPT_LIMIT = 10.0
+_CUT_OFF = "QEMU was killed while no daemon ran"
 
 
 def _check_account(machine: Machine) -> None:
@@ -63,6 +80,35 @@ def _is_fresh(machine: Machine) -> bool:
     return machine.frozen is not None and not (machine.folder / LOG_FILE).exists()
 
 
+def _prepare_uefi(machine: Machine, platform: Platform) -> UefiFiles | None:
+    """Return the firmware of a machine that UEFI boots, its own variables made. Raises HostError.
+
+    The file is in a folder of the daemon's, where no machine's process can put a link.
+    """
+    boot = machine.boot
+    if boot is None or boot.firmware is not Firmware.UEFI:
+        return None
+    machine_type = machine.machine_type or platform.machine_type
+    uefi = find_uefi(platform.architecture, machine_type, secure=boot.secure)
+    if not boot.variables.exists():
+        give_file(boot.variables, uefi.template.read_bytes(), machine.account)
+    return uefi
+
+
+def _own_emulator() -> str:
+    """Return the program for this host's architecture: of one that has no row, any."""
+    row = ARCHITECTURES.get(platform_module.machine())
+    return row.emulator if row is not None else "qemu"
+
+
+def _architectures() -> tuple[str, ...]:
+    """Return what guests can be here, by Debian's names: this host's, and those emulators found."""
+    own = find_architecture()
+    others = [row for row in ARCHITECTURES.values() if row is not own]
+    found = [row for row in others if find_program(row.emulator) is not None]
+    return tuple(str(row.debian) for row in (own, *found))
+
+
 class QemuHypervisor:
     """Runs machines as QEMU processes, by KVM where that was seen to work, else by TCG.
 
@@ -72,6 +118,7 @@ class QemuHypervisor:
     """
 
     name: ClassVar[str] = "qemu"
+    hotplug_ports: ClassVar[int] = HOTPLUG_PORTS
 
     def __init__(
         self,
@@ -79,7 +126,7 @@ class QemuHypervisor:
         home: Path,
         probe_guest: GuestProvider,
         cache: Path,
-        emulator: str = "qemu-system-x86_64",
+        emulator: str | None = None,
         *,
         kvm_device: Path = _KVM,
         probe_account: Account | None = None,
@@ -87,13 +134,13 @@ class QemuHypervisor:
     ) -> None:
         self._runner = runner
         self._home = home
-        self._emulator = emulator
+        self._emulator = emulator or _own_emulator()
         self._kvm_device = kvm_device
         if probe_account is None and os.geteuid() == 0:
             probe_account = Account(_NOBODY, _NOBODY)
         self._probe = AccelerationProbe(
             runner,
-            emulator,
+            self._emulator,
             probe_guest,
             cache,
             device=kvm_device,
@@ -105,6 +152,9 @@ class QemuHypervisor:
         self._facts: HypervisorFacts | None = None
         self._final = False
         self._processes: dict[str, QemuProcess] = {}
+        self._with_tpm: set[str] = set()
+        self._cut_off: set[str] = set()
+        self._reapers: set[asyncio.Task[None]] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._events = EventQueue()
 
@@ -124,7 +174,8 @@ class QemuHypervisor:
                 accelerator=verdict.accelerator,
                 type=2,
                 isolation="kvm" if verdict.accelerator == "kvm" else "none",
-                modes=tuple(str(mode) for mode in _MODES),
+                modes=tuple(str(mode) for mode in find_architecture().modes),
+                architectures=_architectures(),
                 machine_type=build.machine_type,
                 reason=verdict.reason,
                 measured=not verdict.pending,
@@ -155,11 +206,12 @@ class QemuHypervisor:
         """See Hypervisor.choose_mode: auto is para."""
         if mode is Mode.AUTO:
             return Mode.PARA
-        if mode not in _MODES:
+        offered = find_architecture().modes
+        if mode not in offered:
             raise Unsupported(
                 f"QEMU offers no mode {mode}",
                 field="mode",
-                expected="full or para",
+                expected=" or ".join(offered),
                 hint="para is the faster one; full needs no drivers in the guest",
             )
         return mode
@@ -171,21 +223,26 @@ class QemuHypervisor:
 
     # --- life -------------------------------------------------------------------------------
 
-    async def start(self, machine: Machine, taps: tuple[int, ...] = ()) -> None:
+    async def start(self, machine: Machine, taps: tuple[Plug, ...] = ()) -> None:
         """See Hypervisor.start. Raises InvalidInput too, for what cannot be said to QEMU."""
         _check_account(machine)
-        platform = await self._platform()
+        platform, emulator = await self._platform_of(machine)
         async with self._locks[machine.uuid], contextlib.AsyncExitStack() as undo:
             frozen = machine.frozen
             if not _is_fresh(machine) and await self._find(machine) is not None:
                 return
-            passed = (*taps, frozen.memory, frozen.state) if frozen is not None else taps
+            uefi = _prepare_uefi(machine, platform)
+            account = self._account(machine, platform.accelerator)
+            await self._start_tpm(machine, account, undo)
+            passed = tuple(tap for tap in taps if isinstance(tap, int))
+            if frozen is not None:
+                passed += (frozen.memory, frozen.state)
             process = await start_process(
                 self._runner,
                 machine,
-                build_argv(machine, platform, taps, self._emulator),
+                build_argv(machine, platform, taps, emulator, uefi=uefi),
                 home=self._home,
-                account=self._account(machine, platform.accelerator),
+                account=account,
                 pass_fds=passed,
             )
             undo.push_async_callback(process.kill)
@@ -194,10 +251,38 @@ class QemuHypervisor:
             undo.pop_all()
             self._keep(process)
 
+    async def _start_tpm(
+        self, machine: Machine, account: Account | None, undo: contextlib.AsyncExitStack
+    ) -> None:
+        """Start the machine's TPM, if it has one; ``undo`` ends it again."""
+        if machine.boot is None or machine.boot.tpm is None:
+            return
+        undo.push_async_callback(end_tpm, self._home, machine.uuid)
+        folder = machine.boot.tpm
+        pid = await start_tpm(self._runner, machine, folder, self._home, account)
+        self._with_tpm.add(machine.uuid)
+        reaper = asyncio.create_task(wait_for_exit(pid), name=f"TPM {pid}")
+        self._reapers.add(reaper)
+        reaper.add_done_callback(self._reapers.discard)
+
+    async def _platform_of(self, machine: Machine) -> tuple[Platform, str]:
+        """Return how the machine runs here, and by which program. Raises HostError."""
+        row = find_row(machine.architecture)
+        if row is find_architecture():
+            return await self._platform(), self._emulator
+        build = await read_build(self._runner, row.emulator, row)
+        return Platform(row, "tcg", build.machine_type, build.sandbox), row.emulator
+
     async def _platform(self) -> Platform:
         facts = await self.probe()
         build = await self._current_build()
-        return Platform(find_architecture(), facts.accelerator, build.machine_type, build.sandbox)
+        return Platform(
+            find_architecture(),
+            facts.accelerator,
+            build.machine_type,
+            sandbox=build.sandbox,
+            vnc=build.vnc,
+        )
 
     def _account(self, machine: Machine, accelerator: str) -> Account | None:
         if machine.account is None or accelerator != "kvm":
@@ -207,9 +292,14 @@ class QemuHypervisor:
     async def adopt(self, machine: Machine) -> RunState:
         """See Hypervisor.adopt. A process that does not answer is kept, so that it can be killed,
         and HypervisorError is raised."""
+        if machine.boot is not None and machine.boot.tpm is not None:
+            self._with_tpm.add(machine.uuid)
         async with self._locks[machine.uuid]:
             process = await self._find(machine)
         if process is None:
+            # QEMU removes its pid file as it ends; one that was killed could not.
+            if read_pid_file(machine.folder) is not None:
+                self._cut_off.add(machine.uuid)
             remove_files(machine.folder)
             return RunState.ABSENT
         return await process.state()
@@ -262,6 +352,7 @@ class QemuHypervisor:
 
     def _keep(self, process: QemuProcess) -> None:
         self._processes[process.uuid] = process
+        self._cut_off.discard(process.uuid)
         process.tell(self._events.put, self._drop)
 
     def _drop(self, process: QemuProcess) -> None:
@@ -284,6 +375,9 @@ class QemuHypervisor:
             process = self._processes.get(uuid)
             if process is not None:
                 await process.kill()
+            if uuid in self._with_tpm:
+                await let_tpm_end(self._home, uuid)
+                self._with_tpm.discard(uuid)
 
     async def pause(self, uuid: str) -> None:
         """See Hypervisor.pause."""
@@ -301,7 +395,9 @@ class QemuHypervisor:
     async def explain(self, uuid: str) -> str:
         """See CanExplain.explain."""
         process = self._processes.get(uuid)
-        return await process.explain() if process is not None else ""
+        if process is not None:
+            return await process.explain()
+        return _CUT_OFF if uuid in self._cut_off else ""
 
     async def wait_stopped(self, uuid: str, timeout: float) -> bool:
         """See Hypervisor.wait_stopped."""
@@ -330,10 +426,33 @@ class QemuHypervisor:
         """See HasAgentChannel.open_agent."""
         return await self._running(uuid).open_agent()
 
+    def watchdog_actions(self) -> Collection[WatchdogAction]:
+        """See HasWatchdog.watchdog_actions."""
+        return (WatchdogAction.RESET, WatchdogAction.STOP)
+
+    async def reach(self, uuid: str, address: str, port: int, timeout: float) -> socket.socket:
+        """See CanReach.reach."""
+        monitor = self._running(uuid).tell_monitor
+        return await reach(monitor, netdev_name(0), address, port, timeout)
+
+    async def screenshot(self, uuid: str) -> bytes:
+        """See HasScreen.screenshot."""
+        return await self._running(uuid).screen.picture()
+
+    async def admit_viewers(self, uuid: str, password: str, seconds: int) -> None:
+        """See HasScreen.admit_viewers."""
+        await self._running(uuid).screen.admit(password, seconds)
+
+    async def open_screen(self, uuid: str) -> Viewer:
+        """See HasScreen.open_screen."""
+        return await self._running(uuid).screen.open()
+
     # --- freezing ---------------------------------------------------------------------------
 
     def freeze_obstacle(self, machine: Machine) -> str | None:
         """See CanFreeze.freeze_obstacle."""
+        if find_row(machine.architecture) is not find_architecture():
+            return "its processor is not of the host's architecture"
         return freeze_obstacle(machine)
 
     async def fingerprint(self) -> str:
@@ -344,7 +463,7 @@ class QemuHypervisor:
         self,
         uuid: str,
         loader: Machine,
-        taps: tuple[int, ...],
+        taps: tuple[Plug, ...],
         memory: int,
         state: int,
         while_paused: WhilePaused,
@@ -368,7 +487,7 @@ class QemuHypervisor:
                 build_argv(loader, platform, taps, self._emulator, load_into=memory),
                 home=self._home,
                 account=self._account(loader, platform.accelerator),
-                pass_fds=(*taps, memory, receiver),
+                pass_fds=(*descriptors(taps), memory, receiver),
                 kind=LOADER_KIND,
             )
 
@@ -379,9 +498,41 @@ class QemuHypervisor:
         """See CanFreeze.identity_port."""
         return self._running(uuid).identity_port()
 
+    # --- changes while it runs --------------------------------------------------------------
+
+    async def set_cpus(self, uuid: str, cpus: int) -> None:
+        """See CanResize.set_cpus."""
+        await change.set_cpus(self._running(uuid), cpus)
+
+    async def set_memory(self, uuid: str, memory: int, started: int) -> None:
+        """See CanResize.set_memory."""
+        await change.set_memory(self._running(uuid), memory, started)
+
+    async def grow_disk(self, uuid: str, size: int) -> None:
+        """See CanResize.grow_disk."""
+        await change.grow_disk(self._running(uuid), size)
+
+    async def attach_disk(self, uuid: str, disk: Disk) -> None:
+        """See CanHotplug.attach_disk."""
+        await change.attach_disk(self._running(uuid), disk)
+
+    async def detach_disk(self, uuid: str, disk: Disk) -> None:
+        """See CanHotplug.detach_disk."""
+        await change.detach_disk(self._running(uuid), disk)
+
+    async def attach_nic(self, uuid: str, nic: Nic, tap: int) -> None:
+        """See CanHotplug.attach_nic."""
+        await change.attach_nic(self._running(uuid), nic, tap)
+
+    async def detach_nic(self, uuid: str, nic: Nic) -> None:
+        """See CanHotplug.detach_nic."""
+        await change.detach_nic(self._running(uuid), nic)
+
     async def close(self) -> None:
         """See Hypervisor.close."""
         processes = list(self._processes.values())
         self._processes.clear()
         self._events.close()
+        for reaper in list(self._reapers):
+            reaper.cancel()
         await asyncio.gather(*(process.release() for process in processes))

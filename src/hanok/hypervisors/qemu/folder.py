@@ -12,12 +12,14 @@ from hanok.hypervisors.qemu.argv import (
     IDENTITY_SOCKET,
     PID_FILE,
     QMP_SOCKET,
+    SCREEN_SOCKET,
 )
 
 
 def remove_files(folder: Path) -> None:
     """Remove what a QEMU process leaves in its folder besides its log."""
-    for name in (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, IDENTITY_SOCKET, PID_FILE):
+    sockets = (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, IDENTITY_SOCKET, SCREEN_SOCKET)
+    for name in (*sockets, PID_FILE):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
 

@@ -20,8 +20,9 @@ from collections.abc import Awaitable, Callable
 
 from hanok.errors import HypervisorError
 from hanok.hypervisors.base import Frozen, Machine
+from hanok.hypervisors.finish import to_its_end
 from hanok.hypervisors.qemu.argv import ram_size
-from hanok.hypervisors.qemu.process import QemuProcess, to_its_end
+from hanok.hypervisors.qemu.process import QemuProcess
 from hanok.model.vm import Mode
 
 LOADER_KIND = "loader"
@@ -37,11 +38,15 @@ WhilePaused = Callable[[], Awaitable[None]]
 
 def freeze_obstacle(machine: Machine) -> str | None:
     """Return why machines like this cannot be frozen; None when they can."""
+    if machine.boot is not None:
+        return "its disk has a boot loader of its own, and nothing that gives a clone its identity"
     if machine.mode is not Mode.PARA:
         return (
             f"it runs in mode {machine.mode}, whose only way into the guest is a slow serial "
             "line; clones need mode para"
         )
+    if machine.screen:
+        return "it has a screen, which would be frozen with it; clones need display none"
     if not machine.agent:
         return "it has no channel for a guest agent, which gives each clone its own identity"
     if machine.memory != ram_size(machine.memory):

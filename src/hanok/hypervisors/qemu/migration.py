@@ -17,6 +17,7 @@ from hanok.errors import HypervisorError
 _OVER = ("none", "completed", "failed", "cancelled")
 # QEMU sends 128 MiB/s unless told otherwise, so as not to fill a network.
 _BANDWIDTH = 1 << 40
+_SETTLE_LIMIT = 5.0
 _CANCEL_LIMIT = 10.0
 # An event tells of a change; should it be lost with its connection, asking finds out.
 _ASK_AFTER = 0.5
@@ -63,6 +64,24 @@ class Migration:
         self._status = "none"
         await self._monitor.execute("migrate", {"uri": uri})
         await self.completed()
+        await self._wait_settled()
+
+    async def _wait_settled(self) -> None:
+        """Wait until the sender's run state is what it is after a migration.
+
+        QEMU tells of the completion before it sets that (migration_iteration_finish): a ``cont`` in
+        between would be forgotten, and a machine that runs be called stopped ever after.
+        """
+        await AsyncRetrying(
+            stop=stop_after_delay(_SETTLE_LIMIT),
+            wait=wait_fixed(0.002),
+            retry=retry_if_result(lambda settled: not settled),
+            retry_error_callback=lambda _: None,  # a QEMU that has no such state
+        )(self._is_settled)
+
+    async def _is_settled(self) -> bool:
+        answer = await self._monitor.execute("query-status")
+        return isinstance(answer, Mapping) and answer.get("status") == "postmigrate"
 
     async def take(self, uri: str) -> None:
         """Begin to take what comes from ``uri``; ``completed`` waits for its end."""

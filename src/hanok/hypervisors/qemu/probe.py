@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from hanok.durable import give_file
 from hanok.errors import HanokError
 from hanok.hypervisors.qemu.arch import Architecture
 from hanok.hypervisors.qemu.argv import Platform, build_probe_argv
@@ -149,7 +150,16 @@ class AccelerationProbe:
     def _unreachable(self) -> str:
         facts = self._device.stat()
         mode = stat.S_IMODE(facts.st_mode)
-        owner = f"{_user_name(facts.st_uid)}:{_group_name(facts.st_gid)}"
+        group = _group_name(facts.st_gid)
+        owner = f"{_user_name(facts.st_uid)}:{group}"
+        if self._account is None:
+            user = _user_name(os.getuid())
+            opens = f"'usermod --append --groups kvm {user}' and a new login opens it"
+            if mode & 0o060 != 0o060 or group != "kvm":
+                opens = (
+                    f"'chgrp kvm {self._device}; chmod 0660 {self._device}' as root, then {opens}"
+                )
+            return f"{self._device} ({owner}, mode {mode:04o}) is closed to {user}; {opens}"
         return (
             f"{self._device} ({owner}, mode {mode:04o}) is closed to the unprivileged account that "
             f"QEMU runs as; 'chgrp kvm {self._device}; chmod 0660 {self._device}' opens it"
@@ -179,9 +189,8 @@ class AccelerationProbe:
             measured=time.time(),
         )
         self._cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._cache.with_suffix(".new")
-        draft.write_text(json.dumps(record.model_dump(), indent=2) + "\n")
-        draft.replace(self._cache)
+        text = json.dumps(record.model_dump(), indent=2) + "\n"
+        give_file(self._cache, text.encode(), None)
 
     # --- the measurement --------------------------------------------------------------------
 

@@ -20,7 +20,14 @@ from tenacity import (
 )
 
 from hanok.errors import AgentUnavailable, HypervisorError, TimedOut
-from hanok.hypervisors.base import Machine, MachineEvent, RunState, Statistics
+from hanok.hypervisors.base import (
+    WATCHDOG_EXPIRED,
+    Machine,
+    MachineEvent,
+    RunState,
+    Statistics,
+)
+from hanok.hypervisors.finish import to_its_end
 from hanok.hypervisors.optional import Stream
 from hanok.hypervisors.qemu.argv import (
     AGENT_SOCKET,
@@ -32,7 +39,8 @@ from hanok.hypervisors.qemu.argv import (
 from hanok.hypervisors.qemu.folder import remove_files
 from hanok.hypervisors.qemu.log import keep_log, last_words, trim_log
 from hanok.hypervisors.qemu.migration import Migration
-from hanok.hypervisors.qemu.qmp import QmpConnection, connect_to
+from hanok.hypervisors.qemu.qmp import EXECUTE_LIMIT, QmpConnection, connect_to
+from hanok.hypervisors.qemu.screen import Screen
 from hanok.proc import wait_for_exit
 
 Notify = Callable[[MachineEvent], None]
@@ -61,11 +69,13 @@ _STATES = {
     "guest-panicked": RunState.CRASHED,
     "internal-error": RunState.CRASHED,
     "shutdown": RunState.CRASHED,
+    "watchdog": RunState.CRASHED,
 }
 _REASONS = {
     "io-error": "a disk of the host is full or failing; 'hanok resume' goes on",
     "guest-panicked": "the guest's kernel panicked",
     "internal-error": "the hypervisor could not go on (internal error)",
+    "watchdog": WATCHDOG_EXPIRED,
 }
 
 
@@ -83,6 +93,7 @@ class QemuProcess:
         self.exited = asyncio.Event()
         self._name = machine.name
         self._folder = machine.folder
+        self.screen = Screen(self, machine)
         self._agent = machine.agent
         # Taken before the process can be reaped: a signal never hits a stranger with its pid.
         self._pidfd = os.pidfd_open(pid)
@@ -191,9 +202,25 @@ class QemuProcess:
         """Return why the machine is paused or crashed; empty when there is nothing to say."""
         return "" if self.exited.is_set() else _REASONS.get(await self.status(), "")
 
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float = EXECUTE_LIMIT,
+    ) -> object:
         """Return what a QMP command answers. Raises HypervisorError."""
-        return await self._qmp.execute(command, arguments)
+        return await self._qmp.execute(command, arguments, timeout=timeout)
+
+    async def execute_with(
+        self, descriptor: int, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        """Return what a QMP command answers that takes a descriptor. Raises HypervisorError."""
+        return await self._qmp.execute_with(descriptor, command, arguments)
+
+    async def tell_monitor(self, line: str) -> str:
+        """Return what QEMU's human monitor says to a command. Raises HypervisorError."""
+        said = await self._qmp.execute("human-monitor-command", {"command-line": line})
+        return said if isinstance(said, str) else ""
 
     async def give(self, name: str, descriptor: int) -> None:
         """Hand a descriptor to QEMU under a name. Raises HypervisorError."""
@@ -454,6 +481,8 @@ class QemuProcess:
             case "RESET":
                 self._panicked = False
                 self._emit("reset", str(data.get("reason", "")))
+            case "WATCHDOG" if data.get("action") == "reset":
+                self._emit("watchdog", WATCHDOG_EXPIRED)
             case "MIGRATION":
                 self.migration.on_status(str(data.get("status", "")))
             case "STOP" | "RESUME" if self._held:
@@ -482,19 +511,5 @@ class QemuProcess:
                 self._emit("paused")
             elif status == "io-error":
                 self._emit("io-error", self._io_error or _REASONS["io-error"])
-            elif status == "internal-error":
-                self._emit("crashed", _REASONS["internal-error"])
-
-
-async def to_its_end(work: Awaitable[_Result]) -> _Result:
-    """Return what ``work`` does, and let it come to its end even when we are cancelled."""
-    working = asyncio.ensure_future(work)
-    cancelled = False
-    while not working.done():
-        try:
-            await asyncio.wait({working})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return working.result()
+            elif status in ("internal-error", "watchdog"):
+                self._emit("crashed", _REASONS[status])

@@ -32,7 +32,7 @@ EventHandler = Callable[[str, Mapping[str, object]], None]
 
 # Answers that Hanok asks for are a few KiB; a hostile emulator must not fill the daemon's memory.
 _LONGEST_MESSAGE = 1024 * 1024
-_EXECUTE_LIMIT = 10.0
+EXECUTE_LIMIT = 10.0
 _PEER = struct.Struct("3i")
 
 
@@ -104,7 +104,7 @@ class QmpConnection:
         command: str,
         arguments: Mapping[str, object] | None = None,
         *,
-        timeout: float = _EXECUTE_LIMIT,
+        timeout: float = EXECUTE_LIMIT,
     ) -> object:
         """Return what ``command`` answers, asked again once if the connection breaks meanwhile.
 
@@ -121,15 +121,24 @@ class QmpConnection:
     async def give(self, name: str, descriptor: int) -> None:
         """Hand a copy of ``descriptor`` to QEMU, which knows it as ``name`` then.
 
+        Raises HypervisorError.
+        """
+        await self.execute_with(descriptor, "getfd", {"fdname": name})
+
+    async def execute_with(
+        self, descriptor: int, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        """Return what ``command`` answers, which takes a copy of ``descriptor``.
+
         Asked only once: a descriptor that was lost with its connection is not sent again.
         Raises HypervisorError.
         """
-        with _explained("getfd", _EXECUTE_LIMIT):
-            async with asyncio.timeout(_EXECUTE_LIMIT):
+        with _explained(command, EXECUTE_LIMIT):
+            async with asyncio.timeout(EXECUTE_LIMIT):
                 await self.connect()
                 if self._client is not None:
                     self._client.send_fd_scm(descriptor)
-                await self._execute_once("getfd", {"fdname": name})
+                return await self._execute_once(command, arguments)
 
     async def _execute_once(self, command: str, arguments: Mapping[str, object] | None) -> object:
         await self.connect()

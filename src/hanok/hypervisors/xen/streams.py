@@ -1,0 +1,72 @@
+"""Byte streams into a domain: unix sockets of its device model, and the terminal of xenconsoled."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import tty
+from pathlib import Path
+
+from hanok.errors import HypervisorError
+from hanok.hypervisors.optional import Stream
+
+_CONNECT_LIMIT = 10.0
+
+
+async def open_socket(path: Path) -> Stream:
+    """Connect to a unix socket. Raises HypervisorError."""
+    try:
+        async with asyncio.timeout(_CONNECT_LIMIT):
+            return Stream(*await asyncio.open_unix_connection(path))
+    except (OSError, TimeoutError) as error:
+        raise HypervisorError(f"{path.name} cannot be opened: {error}") from error
+
+
+class _Terminal(asyncio.StreamReaderProtocol):
+    """Reads from a terminal whose other side closes by EIO (tty_ioctl(4)): that is its end."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the terminal's end for the end of the stream."""
+        ended = isinstance(exc, OSError) and exc.errno == errno.EIO
+        super().connection_lost(None if ended else exc)
+
+
+async def open_terminal(path: str) -> Stream:
+    """Open a terminal, raw. Raises HypervisorError."""
+    try:
+        ours = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise HypervisorError(f"the console {path} cannot be opened: {error.strerror}") from error
+    try:
+        tty.setraw(ours)
+        theirs = os.dup(ours)
+    except OSError as error:
+        os.close(ours)
+        raise HypervisorError(f"the console {path} is gone: {error}") from error
+    return await _stream_of(ours, theirs)
+
+
+async def _stream_of(reading: int, writing: int) -> Stream:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    source, _ = await loop.connect_read_pipe(
+        lambda: _Terminal(reader), os.fdopen(reading, "rb", buffering=0)
+    )
+    sink, protocol = await loop.connect_write_pipe(
+        lambda: _Writing(source), os.fdopen(writing, "wb", buffering=0)
+    )
+    return Stream(reader, asyncio.StreamWriter(sink, protocol, None, loop))
+
+
+class _Writing(asyncio.StreamReaderProtocol):
+    """The writing side of a terminal: when it is closed, so is the reading side."""
+
+    def __init__(self, source: asyncio.ReadTransport) -> None:
+        super().__init__(asyncio.StreamReader())
+        self._source = source
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Close the reading side too."""
+        self._source.close()
+        super().connection_lost(None)

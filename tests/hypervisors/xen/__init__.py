@@ -1,0 +1,1 @@
+"""Xen: its pure parts, tested against golden files and recorded output."""
