@@ -26,22 +26,30 @@ from hanok.api.app import Activity, access_of, create_app
 from hanok.api.auth import Guard
 from hanok.api.entrance import make_tls_server, renew
 from hanok.api.listener import TlsServer, bind, config_of
+from hanok.api.welcome import enter, welcoming
 from hanok.config import Listen, Settings, load_settings
 from hanok.errors import Conflict, HanokError, HostError, InvalidInput
 from hanok.hypervisors.base import Hypervisor
 from hanok.hypervisors.fake import FakeHypervisor
 from hanok.hypervisors.qemu.driver import QemuHypervisor
 from hanok.hypervisors.qemu.probe import ProbeGuest
+from hanok.hypervisors.xen.driver import XenHypervisor
+from hanok.hypervisors.xen.toolstack import is_dom0
 from hanok.images.library import ImageLibrary
 from hanok.network.base import Networks
+from hanok.network.choice import USER, choose_networks
 from hanok.network.keepers import KeeperNetworks
 from hanok.network.none import NoNetworks
+from hanok.network.user import UserNetworks
 from hanok.proc import Account, SystemRunner
 from hanok.services.bundle import Services, make_services
+from hanok.services.capacity import boot_overhead
 from hanok.services.events import EventLog
 from hanok.services.failpoints import Failpoints
+from hanok.services.keeping import Clock
 from hanok.services.machines import account_of
 from hanok.services.parts import Parts, is_up
+from hanok.services.shape import claimed
 from hanok.store.base import Store
 from hanok.store.sqlite import SqliteStore
 from hanok.systemd.names import vm_limits
@@ -91,9 +99,11 @@ def raise_descriptor_limit() -> None:
 
 def prepare_home(settings: Settings) -> None:
     """Make the data directory. Raises HostError when VMs' accounts could not reach it."""
+    # VMs of an ordinary user run as himself: nobody else needs to come in.
+    mode = 0o711 if os.geteuid() == 0 else 0o700
     for folder in (settings.home, settings.vms, settings.networks):
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        folder.chmod(0o711)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        folder.chmod(mode)
     settings.images.mkdir(mode=0o755, parents=True, exist_ok=True)
     settings.keys.mkdir(mode=0o700, exist_ok=True)
     if os.geteuid() != 0:
@@ -175,12 +185,18 @@ async def serve(settings: Settings) -> None:
                 guard = Guard(activity, services.tokens, access_of(app))
                 server.beside = await make_tls_server(services, guard, door)
             stack.enter_context(heeding_hangup(services, server))
-            await services.recovery.run()
+            await services.departure.look_back()
+            await services.recovery.run(await services.returning.uuids())
             await services.parts.scopes.adopt(settings.home)
             await services.departure.come_back()
+            await services.supervisor.start()
             if server.beside is not None:
                 await stack.enter_async_context(served_beside(server.beside, door))
+                if settings.welcome is not None:
+                    told = partial(enter, services, server.beside)
+                    stack.enter_context(welcoming(settings.welcome, told))
             await serve_socket(settings, services, activity, server)
+            await services.supervisor.close()
             await services.departure.leave()
     finally:
         await services.close()
@@ -276,13 +292,13 @@ async def end_when_idle(
             return
 
 
-async def make_daemon(settings: Settings) -> Services:
-    """Return the services on the backends that ``settings`` ask for."""
+async def make_daemon(settings: Settings, clock: Clock | None = None) -> Services:
+    """Return the services on the backends that ``settings`` ask for; ``clock``: for tests."""
     store = SqliteStore(settings.database)
     await store.open()
     runner = SystemRunner()
     images = ImageLibrary(settings.images, runner, _build_account(settings))
-    hypervisor, networks = make_backends(settings, runner, images)
+    hypervisor, networks = await make_backends(settings, runner, images)
     scopes: Scopes = NoScopes()
     if settings.hypervisor != "fake":
         scopes = find_scopes(runner, partial(_charge_of, store, hypervisor))
@@ -298,7 +314,7 @@ async def make_daemon(settings: Settings) -> Services:
         failpoints=Failpoints(settings.failpoint),
         scopes=scopes,
     )
-    return make_services(parts)
+    return make_services(parts, clock)
 
 
 async def _charge_of(store: Store, hypervisor: Hypervisor, uuid: str) -> Charge | None:
@@ -306,8 +322,9 @@ async def _charge_of(store: Store, hypervisor: Hypervisor, uuid: str) -> Charge 
     record = await store.find_vm(uuid)
     if record is None:
         return None
-    spec = record.spec
+    spec = claimed(record)  # what is to be plugged in while it runs has its room already
     overhead = hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer)
+    overhead += boot_overhead(spec, hypervisor)
     account = account_of(record.uid)
     return Charge(
         vm_limits(spec.cpus, spec.memory, overhead), account.uid if account is not None else None
@@ -319,19 +336,30 @@ def _build_account(settings: Settings) -> Account | None:
     return Account(uid, uid) if os.geteuid() == 0 else None
 
 
-def make_backends(
+async def make_backends(
     settings: Settings, runner: SystemRunner, images: ImageLibrary
 ) -> tuple[Hypervisor, Networks]:
     """Return the hypervisor and the networks. Raises InvalidInput for an unknown choice."""
-    if settings.hypervisor == "fake":
+    choice = settings.hypervisor
+    if choice == "auto":
+        choice = "xen" if is_dom0() else "qemu"
+    if choice == "fake":
         return FakeHypervisor(settings.home / "fake"), NoNetworks()
-    if settings.hypervisor not in ("auto", "qemu"):
-        raise InvalidInput(
-            f"{settings.hypervisor!r} is no hypervisor that Hanok has",
-            field="HANOK_HYPERVISOR",
-            expected="auto, qemu or fake",
-        )
+    networks = KeeperNetworks(settings.networks, settings.home, runner)
+    if choice == "xen":
+        return XenHypervisor(runner, settings.home, networks), networks
+    if choice == "qemu":
+        qemu = _make_qemu(settings, runner, images)
+        kind, reason = await choose_networks(settings.network, settings.home, runner)
+        return qemu, UserNetworks(reason, qemu.reach) if kind == USER else networks
+    raise InvalidInput(
+        f"{settings.hypervisor!r} is no hypervisor that Hanok has",
+        field="HANOK_HYPERVISOR",
+        expected="auto, qemu, xen or fake",
+    )
 
+
+def _make_qemu(settings: Settings, runner: SystemRunner, images: ImageLibrary) -> QemuHypervisor:
     async def probe_guest() -> ProbeGuest | None:
         image = await asyncio.to_thread(images.find, "micro")
         if image is None:
@@ -344,14 +372,13 @@ def make_backends(
             expected=b"hanok: this guest runs",
         )
 
-    hypervisor = QemuHypervisor(
+    return QemuHypervisor(
         runner=runner,
         home=settings.home,
         probe_guest=probe_guest,
         cache=settings.home / "acceleration.json",
         kvm_limit=settings.kvm_limit,
     )
-    return hypervisor, KeeperNetworks(settings.networks, settings.home, runner)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,10 @@ class Settings:
     ``kvm_limit``: seconds that a guest may take to boot when KVM is measured, by HANOK_KVM_LIMIT
     (None: as long as the driver finds right).
     ``listen``: where to answer over the network, by HANOK_LISTEN; None: nowhere.
+    ``welcome``: a pipe at which whoever rules the host may give the daemon a certificate and a
+    token, by HANOK_WELCOME (see api/welcome.py); None: there is none.
+    ``catalog``: a file of cloud images besides Hanok's own catalog, by HANOK_CATALOG.
+    ``network``: what networks are made of, by HANOK_NETWORK: auto, namespace or user.
     ``on_stop``: what ``systemctl stop`` does to the VMs, by HANOK_ON_STOP: leave or shutdown.
     """
 
@@ -79,6 +83,9 @@ class Settings:
     kvm_limit: float | None = None
     listen: Listen | None = None
     on_stop: str = "leave"
+    welcome: Path | None = None
+    catalog: Path | None = None
+    network: str = "auto"
 
     @property
     def socket(self) -> Path:
@@ -116,6 +123,11 @@ class Settings:
         return self.home / "templates"
 
     @property
+    def uploads(self) -> Path:
+        """Files that are being imported; each goes when its operation ends."""
+        return self.home / "uploads"
+
+    @property
     def networks(self) -> Path:
         """A folder a network: the keeper's socket, leases and log."""
         return self.home / "networks"
@@ -146,6 +158,7 @@ def find_home(environ: Mapping[str, str]) -> Path:
             f"the data directory {home} is too long for the unix sockets below it",
             field="HANOK_HOME",
             expected=f"at most {_LONGEST_HOME} characters",
+            hint="set HANOK_HOME to a shorter one, such as a symbolic link to this",
         )
     return home
 
@@ -174,6 +187,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         kvm_limit=_seconds(environ, "HANOK_KVM_LIMIT"),
         listen=_listen(environ),
         on_stop=_on_stop(environ),
+        network=environ.get("HANOK_NETWORK") or "auto",
+        catalog=Path(file) if (file := environ.get("HANOK_CATALOG")) else None,
+        welcome=Path(pipe) if (pipe := environ.get("HANOK_WELCOME")) else None,
         shared_images=Path(images) if (images := environ.get("HANOK_IMAGES")) else None,
     )
 

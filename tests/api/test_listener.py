@@ -21,8 +21,8 @@ import pytest
 
 from hanok.api.listener import HEAD_SIZE, STRANGERS
 from hanok.config import load_settings
+from hanok.credentials import make_certificate
 from hanok.errors import InvalidInput
-from hanok.services.entrance import make_certificate
 from tests.api.conftest import Host
 from tests.api.wire import HANDSHAKE, Wire, bearer, head, parsed, read_to_end
 from tests.daemon.harness import new_daemon, wait_until

@@ -132,6 +132,7 @@ def test_who_may_what(host: Host) -> None:
     secret = {
         ("GET", "/v1/vms/no-vm/file"),
         ("GET", "/v1/vms/no-vm/logs"),
+        ("GET", "/v1/vms/no-vm/screenshot"),
         ("GET", "/v1/tokens"),
     }
     for (method, path), role in told.items():

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from hanok.credentials import make_certificate
 from hanok.errors import Conflict, InvalidInput, NotFound
 from hanok.model.token import TokenRequest
-from hanok.services.entrance import Entrance, make_certificate
+from hanok.services.entrance import Entrance
 from hanok.services.events import EventLog
 from hanok.services.tokens import TokenService
 from hanok.store.sqlite import SqliteStore

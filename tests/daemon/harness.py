@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,18 @@ class Daemon:
 
     def close(self) -> None:
         """End the daemon, then everything that is still there."""
-        self.stop()
-        for process in find_owned(self.home):
-            os.kill(process.pid, signal.SIGKILL)
+        try:
+            self.stop()
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        left = list(find_owned(self.home))
+        for process in left:
+            with suppress(ProcessLookupError):  # one that ended by itself meanwhile
+                os.kill(process.pid, signal.SIGKILL)
+        # What still writes would keep the folder from being removed.
+        wait_until(lambda: not any(is_alive(one.pid) for one in left), 10, "they have ended")
         shutil.rmtree(self.home, ignore_errors=True)
 
 

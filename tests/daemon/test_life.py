@@ -114,6 +114,16 @@ def test_states_forbid_what_makes_no_sense(daemon: Daemon) -> None:
         daemon.client.change("a", "pause")
 
 
+def test_a_guest_that_cannot_answer_is_not_asked(daemon: Daemon) -> None:
+    daemon.run("a")
+    for verb, waking in (("pause", "resume"), ("stop", "start")):
+        daemon.done(daemon.client.change("a", verb, {"force": True} if verb == "stop" else None))
+        with pytest.raises(Conflict) as caught:
+            daemon.client.execute("a", ["true"], stdin=None, timeout=30)
+        assert caught.value.hint == f"'hanok {waking} a' first"
+        daemon.done(daemon.client.change("a", waking))
+
+
 def test_fit_counts_down_as_vms_come(daemon: Daemon) -> None:
     shape = {"cpus": 1, "memory": "128M", "disk": "64M"}
     before = daemon.client.fit(shape)["by_resource"]["memory"]

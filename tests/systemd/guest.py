@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemon.harness import new_daemon, wait_until
-from tests.nested.host import ARCHIVE, HOME, PYTHON, SPEC, NestedHost, copy_payload, say
+from tests.nested.host import ARCHIVE, HOME, KVM_SPEC, PYTHON, NestedHost, copy_payload, say
 from tests.nested.payload import CHECKOUT, IMAGES
 
 # The same image as the nested host's, so that it is built once for both.
-_SPEC: dict[str, Any] = {**SPEC, "memory": "3G", "disk": "8G"}
+_SPEC: dict[str, Any] = {**KVM_SPEC, "memory": "3G", "disk": "8G"}
 _INSTALL = f"""
 set -eu
 cat {ARCHIVE}.* | tar -C / --zstd -x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,14 @@ from hanok.systemd.names import (
     job_in,
     limit_in,
     network_scope,
+    resize_argv,
     start_scope_argv,
     unit_in,
     vm_limits,
     vm_scope,
 )
 from hanok.units import GIB, MIB
+from tests.golden import check_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 UUID = "0f4d53a2-9a8e-4a44-9a39-55e8b4b1a6f0"
@@ -28,6 +29,7 @@ COMMANDS = {
     "vm": start_scope_argv(
         vm_scope(UUID), [4711], vm_limits(2, GIB, 100 * MIB), ALL, daemon="hanokd.service"
     ),
+    "vm-resize": resize_argv(vm_scope(UUID), vm_limits(4, 2 * GIB, 100 * MIB), ALL),
     "vm-without-controllers": start_scope_argv(
         vm_scope(UUID), [4711], vm_limits(2, GIB, 100 * MIB), (), daemon=None
     ),
@@ -45,11 +47,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands(name: str) -> None:
-    path = GOLDEN / f"{name}.txt"
-    text = "\n".join(COMMANDS[name]) + "\n"
-    if os.environ.get("HANOK_UPDATE_GOLDEN"):
-        path.write_text(text)
-    assert path.read_text() == text
+    check_golden(GOLDEN / f"{name}.txt", "\n".join(COMMANDS[name]) + "\n")
 
 
 def test_the_limit_is_what_placement_counts() -> None:

@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanok import __version__
-from hanok.api import guests, host, resources, templates, tokens, vms
+from hanok.api import guests, host, resources, screens, templates, tokens, vms
 from hanok.api.common import problem_response
+from hanok.api.document import completed
 from hanok.api.roles import WEBSOCKETS_KEY, Access, take_roles, viewer
 from hanok.errors import HanokError, InvalidInput, NotFound
 from hanok.services.bundle import Services
@@ -49,6 +50,7 @@ _PREFIX = "/v1"
 _ROUTERS = (
     vms.router,
     guests.router,
+    screens.router,
     templates.router,
     host.router,
     resources.router,
@@ -61,14 +63,15 @@ _ROUTERS = (
 @viewer
 async def openapi(request: Request) -> dict[str, Any]:
     """Return this document; beside the routes it tells of the WebSockets, and of every role."""
-    app = request.app
-    told = app.openapi()
-    schemes = {"token": {"type": "http", "scheme": "bearer"}}
+    return document_of(request.app)
+
+
+def document_of(app: FastAPI) -> dict[str, Any]:
+    """Return the application's OpenAPI document."""
     return {
-        **told,
-        "components": {**told["components"], "securitySchemes": schemes},
+        **completed(app.openapi()),
         "security": [{"token": []}, {}],  # none on the unix socket
-        WEBSOCKETS_KEY: app.state.access.websockets(),
+        WEBSOCKETS_KEY: access_of(app).websockets(),
     }
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from hanok.api.document import PROBLEM
 from hanok.errors import InvalidInput
 from hanok.model.validation import validated
 from hanok.services.bundle import Services
@@ -19,7 +20,6 @@ from hanok.services.problems import problem_of
 T = TypeVar("T", bound=BaseModel)
 _MAX_BODY = 1024 * 1024
 NDJSON = "application/x-ndjson"
-PROBLEM = "application/problem+json"
 
 
 def services_of(connection: HTTPConnection) -> Services:
@@ -53,10 +53,23 @@ def body_of(model: type[T]) -> Callable[[Request], Awaitable[T]]:
 
 
 def describes(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what OpenAPI is told of a route whose body is ``model``."""
+    """Return what OpenAPI is told of a route whose body is ``model``; see api/document.py."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def describes_file(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what OpenAPI is told of a route whose body is a file, described by the query."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    needed = schema.get("required", ())
+    file = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        "requestBody": {"required": True, "content": file},
+        "parameters": [
+            {"name": name, "in": "query", "required": name in needed, "schema": {"type": "string"}}
+            for name in schema["properties"]
+        ],
+    }
 
 
 def ndjson(items: AsyncIterator[BaseModel]) -> StreamingResponse:

@@ -50,8 +50,10 @@ async def exec_in_vm(
 ) -> ExecView:
     """Run a command in the guest and return its exit status and both streams."""
     record = await services.parts.vm(vm)
-    agent = await services.guests.agent(record)
-    result = await agent.exec(wanted.command, input=_decoded(wanted.input), timeout=wanted.timeout)
+    agent = await services.guests.answering_agent(record)
+    result = await agent.exec(
+        wanted.command, input=_decoded(wanted.input), timeout=wanted.timeout, much=True
+    )
     return ExecView(
         exit_status=result.exit_status,
         stdout=base64.b64encode(result.stdout).decode(),
@@ -75,7 +77,7 @@ def _decoded(text: str | None) -> bytes | None:
 @operator
 async def read_file(services: CurrentServices, vm: str, path: str) -> StreamingResponse:
     """Return a file of the guest, read by its agent."""
-    agent = await services.guests.agent(await services.parts.vm(vm))
+    agent = await services.guests.answering_agent(await services.parts.vm(vm))
     pieces = agent.read_pieces(path)
     first = await anext(pieces, b"")  # a missing file is told before the answer has begun
 
@@ -95,9 +97,10 @@ async def write_file(
     vm: str,
     path: str,
     mode: Annotated[int | None, Query(ge=0, le=0o7777)] = None,
+    as_it_is: bool = False,
 ) -> Response:
-    """Write a file of the guest, by its agent."""
-    agent = await services.guests.agent(await services.parts.vm(vm))
+    """Write a file of the guest, by its agent; ``as_it_is``: into what is there, as into a pipe."""
+    agent = await services.guests.answering_agent(await services.parts.vm(vm))
 
     async def bounded() -> AsyncIterator[bytes]:
         size = 0
@@ -107,7 +110,10 @@ async def write_file(
                 raise InvalidInput("the file is too large for the agent", expected="256 MiB")
             yield chunk
 
-    await agent.write_file(path, bounded(), mode)
+    if as_it_is:
+        await agent.write_into(path, bounded())
+    else:
+        await agent.write_file(path, bounded(), mode)
     return Response(status_code=204)
 
 

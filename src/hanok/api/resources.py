@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
-from hanok.api.common import CurrentServices, body_of, describes, read_json
+from hanok.api.common import CurrentServices, body_of, describes, describes_file, read_json
 from hanok.api.roles import operator, viewer
 from hanok.errors import InvalidInput
 from hanok.model.base import Frozen
-from hanok.model.image import Image
+from hanok.model.image import Image, ImportRequest, PullRequest
+from hanok.model.kernel import ImageKernels, Paravirtualization
 from hanok.model.network import NetworkSpec
 from hanok.model.operation import Operation
 from hanok.model.stack import Stack
-from hanok.model.views import ImageView, NetworkView, StackView
+from hanok.model.validation import validated
+from hanok.model.views import CatalogView, ImageView, NetworkView, StackView
 from hanok.model.vm import ImageRef, Package
 
 router = APIRouter()
@@ -46,11 +48,46 @@ async def build_image(
     return await services.images.build(wanted.image, wanted.packages)
 
 
+@router.get("/catalog", tags=["Images"])
+@viewer
+async def list_catalog(services: CurrentServices) -> list[CatalogView]:
+    """Return the images that can be pulled."""
+    return await services.pulls.list()
+
+
+@router.post("/images/pull", status_code=202, tags=["Images"], openapi_extra=describes(PullRequest))
+@operator
+async def pull_image(
+    services: CurrentServices, wanted: Annotated[PullRequest, Depends(body_of(PullRequest))]
+) -> Operation:
+    """Download an image of the catalog, unless it is there already."""
+    return await services.pulls.pull(wanted)
+
+
+@router.post(
+    "/images/import", status_code=202, tags=["Images"], openapi_extra=describes_file(ImportRequest)
+)
+@operator
+async def import_image(services: CurrentServices, request: Request) -> Operation:
+    """Make an image of a disk that others made: the body is the file, the query tells of it."""
+    wanted = validated(ImportRequest, dict(request.query_params))
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isdecimal() else None
+    return await services.images.import_disk(wanted, request.stream(), announced)
+
+
 @router.get("/images/{image}", tags=["Images"])
 @viewer
 async def show_image(services: CurrentServices, image: str) -> Image:
     """Return an image by id or by what users call it."""
     return await services.images.find(image)
+
+
+@router.get("/images/{image}/kernels", tags=["Images"])
+@viewer
+async def show_kernels(services: CurrentServices, image: str) -> ImageKernels:
+    """Return what an image's kernels can do: the modes that they can run in, and why not."""
+    return await services.kernels.inspect(image)
 
 
 @router.delete("/images/{image}", status_code=204, tags=["Images"])
@@ -59,6 +96,22 @@ async def delete_image(services: CurrentServices, image: str) -> Response:
     """Remove an image that no VM uses."""
     await services.images.delete(image)
     return Response(status_code=204)
+
+
+@router.post(
+    "/images/{image}/paravirtualize",
+    status_code=202,
+    tags=["Images"],
+    openapi_extra=describes(Paravirtualization),
+)
+@operator
+async def paravirtualize_image(
+    services: CurrentServices,
+    image: str,
+    wanted: Annotated[Paravirtualization, Depends(body_of(Paravirtualization))],
+) -> Operation:
+    """Make a new image of this one, with a kernel that suits paravirtualization."""
+    return await services.kernels.paravirtualize(image, wanted)
 
 
 @router.get("/networks", tags=["Networks"])

@@ -10,6 +10,7 @@ from pydantic import Field
 from hanok.api.common import CurrentServices, body_of, describes
 from hanok.api.roles import operator, viewer
 from hanok.model.base import Frozen
+from hanok.model.change import DiskRequest, VmChange
 from hanok.model.operation import Operation
 from hanok.model.views import VmDetail, VmView
 from hanok.model.vm import VmSpec
@@ -45,6 +46,35 @@ async def run_vm(
 async def show_vm(services: CurrentServices, vm: str) -> VmDetail:
     """Return everything about one VM."""
     return await services.views.vm(vm)
+
+
+@router.patch("/{vm}", status_code=202, openapi_extra=describes(VmChange))
+@operator
+async def change_vm(
+    services: CurrentServices, vm: str, wanted: Annotated[VmChange, Depends(body_of(VmChange))]
+) -> Operation:
+    """Change a VM: at once where that can be, else at its next start."""
+    return await services.changes.change(vm, wanted)
+
+
+@router.post("/{vm}/disks", status_code=202, openapi_extra=describes(DiskRequest))
+@operator
+async def attach_disk(
+    services: CurrentServices,
+    vm: str,
+    wanted: Annotated[DiskRequest, Depends(body_of(DiskRequest))],
+) -> Operation:
+    """Add a data disk to a VM, or attach one again that was detached."""
+    return await services.changes.attach_disk(vm, wanted)
+
+
+@router.delete("/{vm}/disks/{disk}", status_code=202)
+@operator
+async def detach_disk(
+    services: CurrentServices, vm: str, disk: str, delete: Annotated[bool, Query()] = False
+) -> Operation:
+    """Detach a data disk of a VM; with delete, remove it with all that is on it."""
+    return await services.changes.detach_disk(vm, disk, delete=delete)
 
 
 @router.post("/{vm}/start", status_code=202)

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import psutil
 
-from hanok.errors import NotFound
-from hanok.model.host import Demand, Fit, HostResources, MemoryPolicy, Room, Usage
+from hanok.errors import NotAdmitted, NotFound
+from hanok.filesystems import file_system_of
+from hanok.hypervisors.base import Hypervisor
+from hanok.hypervisors.optional import HasScreen, OwnsHost
+from hanok.model.hardware import DataDisk
+from hanok.model.host import (
+    Demand,
+    Fit,
+    HostResources,
+    HostShare,
+    MemoryPolicy,
+    Room,
+    Usage,
+)
 from hanok.model.template import TemplateRecord
-from hanok.model.vm import CloneKind, VmRecord, VmSpec, VmState
+from hanok.model.vm import CloneKind, Firmware, VmRecord, VmSpec, VmState
 from hanok.placement import admission, capacity
+from hanok.placement.capacity import DISK
 from hanok.services.footprints import Footprints, Totals
-from hanok.services.machines import files_of
+from hanok.services.machines import files_of, has_screen
 from hanok.services.parts import Parts, is_up
+from hanok.services.shape import claimed, claimed_disks
+from hanok.units import MIB
 
 # Admitted, and what they take is not yet in what the host is seen to have available.
-_NOT_STARTED = (VmState.CREATING, VmState.STARTING)
+_NOT_STARTED = (VmState.CREATING, VmState.STARTING, VmState.WAITING)
 _DISK_PATHS = 8192
+# OVMF has 4 MiB of flash, half a MiB of it written; swtpm was seen to take 7 MiB.
+_UEFI_OVERHEAD = 8 * MIB
+_TPM_OVERHEAD = 16 * MIB
+_SCREEN_OVERHEAD = 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -46,15 +66,36 @@ class CapacityService:
         )
 
     def resources(self) -> HostResources:
-        """Return what the host has now."""
-        disk = psutil.disk_usage(str(self._parts.settings.home))
+        """Return what the host has now; under a Type 1 hypervisor as the last probe saw it."""
+        disk = file_system_of(self._parts.settings.vms)
         memory = psutil.virtual_memory()
-        return HostResources(
+        seen = HostResources(
             cpus=len(os.sched_getaffinity(0)),
             memory=memory.total,
-            disk=disk.total,
+            disk=disk.size,
             disk_free=disk.free,
             available=memory.available,
+        )
+        share = self.share()
+        return seen if share is None else self._whole_host(seen, share)
+
+    def share(self) -> HostShare | None:
+        """Return how a Type 1 hypervisor divides the host; None under any other."""
+        hypervisor = self._parts.hypervisor
+        return hypervisor.share() if isinstance(hypervisor, OwnsHost) else None
+
+    def _whole_host(self, seen: HostResources, share: HostShare) -> HostResources:
+        """Return what there is for VMs and for the reserve, which is Dom0's before all.
+
+        What Dom0 has beyond the reserve is nobody else's.
+        """
+        beyond = max(0, share.own_memory - self._parts.settings.policy.reserve_memory)
+        return seen.model_copy(
+            update={
+                "cpus": share.cpus,
+                "memory": share.memory - beyond,
+                "available": share.free,
+            }
         )
 
     def demand(self, spec: VmSpec, allocated: int = 0, cost_now: int | None = None) -> Demand:
@@ -65,8 +106,9 @@ class CapacityService:
         return Demand(
             cpus=spec.cpus,
             memory=spec.memory,
-            overhead=self._parts.hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer),
-            disk=max(0, spec.disk - allocated),
+            overhead=self._parts.hypervisor.overhead(spec.cpus, spec.memory, spec.tcg_buffer)
+            + boot_overhead(spec, self._parts.hypervisor),
+            disk=max(0, spec.disk - allocated) + spec.data_disks,
             cost_now=cost_now,
         )
 
@@ -93,25 +135,52 @@ class CapacityService:
         costs: Mapping[str, int],
         overhead: Callable[[int, int, int | None], int],
     ) -> Demand:
-        spec = record.spec
-        disk = max(0, spec.disk - self._allocated(record))
+        spec = claimed(record)
+        disk = max(0, spec.disk - self._allocated(record)) + spec.data_disks
+        disk += sum(self._growth(record.uuid, data) for data in claimed_disks(record))
         if not is_up(record):
             return Demand(cpus=0, memory=0, overhead=0, disk=disk, cost_now=0)
         template = _resumes(record)
         return Demand(
             cpus=spec.cpus,
             memory=spec.memory,
-            overhead=overhead(spec.cpus, spec.memory, spec.tcg_buffer),
+            overhead=overhead(spec.cpus, spec.memory, spec.tcg_buffer)
+            + boot_overhead(spec, self._parts.hypervisor),
             disk=disk,
             cost_now=0 if record.state not in _NOT_STARTED else costs.get(template or ""),
         )
 
     def _allocated(self, record: VmRecord) -> int:
         """Return the bytes of the host's disk that the VM's disk has now."""
+        return _allocated(self._disk_path(record.uuid))
+
+    def _growth(self, uuid: str, disk: DataDisk) -> int:
+        """Return the bytes that a data disk may still grow by."""
+        path = files_of(self._parts.settings, uuid).attached_disk(disk.name)
+        return max(0, disk.size - _allocated(str(path)))
+
+    async def admit_growth(self, before: VmRecord, after: VmRecord) -> None:
+        """Raise NotAdmitted when there is no room for what a VM would take beyond what it does.
+
+        What does not grow is not asked for, so that a full host takes no change away.
+        """
+        await self._parts.hypervisor.probe()
+        everyone = await self._parts.store.vms()
+        costs: dict[str, int] = {}
+        now, then = self._demands([before, after], costs)
+        grown = Demand(
+            cpus=max(0, then.cpus - now.cpus),
+            memory=max(0, then.memory - now.memory),
+            overhead=max(0, then.overhead - now.overhead),
+            disk=max(0, then.disk - now.disk),
+        )
+        if grown == Demand(cpus=0, memory=0, overhead=0, disk=0):
+            return
+        demands = await self.demands(everyone)
         try:
-            return os.stat(self._disk_path(record.uuid)).st_blocks * 512  # noqa: PTH116  a text
-        except OSError:
-            return 0
+            admission.admit(self.resources(), self._parts.settings.policy, demands, grown)
+        except NotAdmitted as error:
+            raise _does_not_grow(before, error) from None
 
     async def admit(
         self, spec: VmSpec, everyone: Sequence[VmRecord], template: str | None = None
@@ -139,9 +208,26 @@ class CapacityService:
             self.demand(spec, self._allocated(own[spec.name]) if spec.name in own else 0, cost)
             for spec in specs
         ]
-        admission.admit_all(self.resources(), self._parts.settings.policy, demands, lot)
+        with self._naming_disk():
+            admission.admit_all(self.resources(), self._parts.settings.policy, demands, lot)
         if self._is_shared():
             self._footprints.refresh_soon(everyone)
+
+    @contextlib.contextmanager
+    def _naming_disk(self) -> Iterator[None]:
+        """Let an error that the disk has no room say which file system that is."""
+        try:
+            yield
+        except NotAdmitted as error:
+            if error.field != DISK:
+                raise
+            mount = file_system_of(self._parts.settings.vms).mount
+            raise NotAdmitted(
+                f"{error.message}; disks of VMs are on the file system {mount}",
+                field=error.field,
+                expected=error.expected,
+                hint=error.hint,
+            ) from None
 
     def _is_shared(self) -> bool:
         return self._parts.settings.policy.memory_policy is MemoryPolicy.SHARED
@@ -207,9 +293,38 @@ class CapacityService:
         )
 
 
+def _allocated(path: str) -> int:
+    try:
+        return os.stat(path).st_blocks * 512  # noqa: PTH116  a text
+    except OSError:
+        return 0
+
+
+def _does_not_grow(record: VmRecord, error: NotAdmitted) -> NotAdmitted:
+    """Return the error in words of a VM that is there and asked for more."""
+    missing = error.message.partition(";")[0]
+    return NotAdmitted(
+        f"{record.spec.name} cannot grow by what was asked: {missing}",
+        field=error.field,
+        expected="less growth",
+        hint=error.hint,
+    )
+
+
 def _resumes(record: VmRecord) -> str | None:
     """Return the id of the template from whose memory a VM is about to go on."""
     clone = record.clone
     if record.state not in _NOT_STARTED or clone is None:
         return None
     return clone.template if clone.fresh and clone.kind is CloneKind.INSTANT else None
+
+
+def boot_overhead(spec: VmSpec, hypervisor: Hypervisor) -> int:
+    """Return the bytes that a VM takes beside its hypervisor's own, which only some have.
+
+    They are of UEFI's flash, a TPM's process and a graphics card.
+    """
+    shows = isinstance(hypervisor, HasScreen) and has_screen(spec, spec.mode)
+    uefi = _UEFI_OVERHEAD if spec.firmware is Firmware.UEFI else 0
+    screen = _SCREEN_OVERHEAD if shows else 0
+    return uefi + screen + (_TPM_OVERHEAD if spec.tpm else 0)

@@ -13,6 +13,8 @@ from hanok.network.base import free_addresses, make_mac
 from hanok.services.capacity import CapacityService
 from hanok.services.networks import NetworkService
 from hanok.services.parts import Parts, new_uuid
+from hanok.services.shape import claimed_nics
+from hanok.services.suiting import check_offered
 
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  compared with, never bound
 _UIDS = 50_000
@@ -41,6 +43,8 @@ class Drafts:
         default. Raises InvalidInput, NotFound, Conflict or NotAdmitted.
         """
         modes = [self._parts.hypervisor.choose_mode(spec.mode) for spec in specs]
+        for spec in specs:
+            check_offered(spec, self._parts.hypervisor)
         everyone = await self._parts.store.vms()
         _check_names(specs, everyone)
         for spec in specs:
@@ -78,7 +82,9 @@ class Drafts:
         free: dict[str, Iterator[str]] = {}
         for name in dict.fromkeys(name for spec in specs for name in spec.networks):
             network = await self._networks.find_or_default(name)
-            taken = [nic.address for vm in everyone for nic in vm.nics if nic.network == name]
+            taken = [
+                nic.address for vm in everyone for nic in claimed_nics(vm) if nic.network == name
+            ]
             wanted = sum(name in spec.networks for spec in specs)
             free[name] = iter(free_addresses(network.subnet, taken, wanted))
         return [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import ssl
+import tempfile
 from pathlib import Path
 
+from hanok.credentials import fingerprint_of, make_certificate
+from hanok.durable import give_file
 from hanok.errors import HostError
-from hanok.services.machines import give_file
-
-_YEARS = 10
 
 
 class Entrance:
@@ -63,49 +61,20 @@ class Entrance:
     def _make(self) -> None:
         """Write a new key and a certificate for it; one that is cut off here is made again."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        key, certificate = make_certificate()
+        self._put(*make_certificate())
+
+    def put(self, key: bytes, certificate: bytes) -> None:
+        """Keep this key and certificate (PEM); the next context shows it.
+
+        Raises HostError when they do not belong together, and keeps what was there.
+        """
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=self._folder) as scratch:
+            tried = Entrance(Path(scratch))
+            tried._put(key, certificate)
+            tried.context()
+        self._put(key, certificate)
+
+    def _put(self, key: bytes, certificate: bytes) -> None:
         self.certificate.unlink(missing_ok=True)
         give_file(self.key, key, None)
         give_file(self.certificate, certificate, None)
-
-
-def fingerprint_of(pem: str) -> str:
-    """Return the hexadecimal SHA-256 of the first certificate in ``pem``. Raises ValueError."""
-    end = "-----END CERTIFICATE-----"
-    first = pem[: pem.index(end) + len(end)]
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
-
-
-def make_certificate() -> tuple[bytes, bytes]:
-    """Return a new private key (EC P-256) and a certificate signed by itself, both PEM.
-
-    Who is who is settled by the fingerprint. It names no host: it is shown to everyone.
-    """
-    # Imported here: a daemon that does not listen, or has a certificate, has no use for it.
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hanok")])
-    names = x509.SubjectAlternativeName([x509.DNSName("hanok")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=366 * _YEARS))
-        .add_extension(names, critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    encoded = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return encoded, certificate.public_bytes(serialization.Encoding.PEM)

@@ -34,14 +34,35 @@ CLONE_STEPS = (
     "clone.identity",
     "start.ready",
 )
+# Every step of the restart of a VM that has failed, besides those of a start.
+RESTART_STEPS = ("restart.waiting", "revive.accepted", "restart.counted")
+HEAL_STEPS = ("heal.accepted",)
+IMPORT_STEPS = ("import.accepted", "import.begin", "import.taken")
 TEMPLATE_STEPS = ("template.accepted", "template.frozen", "template.saved", "template.end")
+# Every step of a change, after its operation was accepted, of a VM that is up.
+SET_STEPS = (
+    "set.accepted",
+    "set.begin",
+    "set.name",
+    "set.publish",
+    "set.nics",
+    "set.disks",
+    "set.memory",
+    "set.disk",
+    "set.cpus",
+    "set.end",
+)
 ALL_STEPS = (
     "run.accepted",
     *START_STEPS,
     *STOP_STEPS,
     *DELETE_STEPS,
     *CLONE_STEPS,
+    *RESTART_STEPS,
+    *HEAL_STEPS,
     *TEMPLATE_STEPS,
+    *IMPORT_STEPS,
+    *SET_STEPS,
 )
 
 

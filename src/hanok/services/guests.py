@@ -7,15 +7,18 @@ import contextlib
 import logging
 import socket
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from hanok.errors import AgentUnavailable, Conflict, GuestError, HanokError
 from hanok.guest.agent import AgentConnection
 from hanok.guest.console import ConsoleHub, tail_log
+from hanok.guest.panic import PanicWatch
 from hanok.guest.text import printable
-from hanok.hypervisors.base import RunState
+from hanok.hypervisors.base import MachineEvent, RunState
+from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.optional import HasAgentChannel, HasConsole
-from hanok.model.vm import VmRecord
+from hanok.model.vm import VmRecord, VmState
 from hanok.services.machines import files_of
 from hanok.services.parts import Parts
 
@@ -23,6 +26,11 @@ _log = logging.getLogger(__name__)
 _LAST_WORDS = 600
 # A guest that has no agent is not waited for much longer than one that has.
 _CLOCK_LIMIT = 5.0
+# How long an agent has to answer in a guest that is not known to have one.
+_DOUBTFUL_LIMIT = 3.0
+_LOG_LINES = 100_000
+# What lets a guest answer again that cannot.
+_WAKES = {VmState.PAUSED: "resume", VmState.STOPPED: "start"}
 
 
 @dataclass
@@ -30,7 +38,9 @@ class Session:
     """The connections to one guest."""
 
     record: VmRecord
+    adopted: bool = False
     console: ConsoleHub | None = None
+    panics: PanicWatch | None = None
     agent: AgentConnection | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -41,19 +51,49 @@ class Guests:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._sessions: dict[str, Session] = {}
+        self._panics = EventQueue()
 
-    async def connect(self, record: VmRecord) -> None:
-        """Connect to the console and to the agent's channel of a guest that has just started."""
+    async def connect(self, record: VmRecord, *, adopted: bool = False) -> None:
+        """Connect to the console and to the agent's channel of a guest.
+
+        ``adopted``: it ran already, so that its console has said something before.
+        """
         await self.disconnect(record.uuid)
-        session = Session(record)
+        session = Session(record, adopted)
         self._sessions[record.uuid] = session
         hypervisor = self._parts.hypervisor
         if isinstance(hypervisor, HasConsole):
             stream = await hypervisor.open_console(record.uuid)
             log = files_of(self._parts.settings, record.uuid).console_log
             session.console = ConsoleHub(stream.reader, stream.writer, log)
+            session.panics = self._watch(record.uuid, session.console)
             await session.console.start()
         await self._open_agent(session)
+
+    def _watch(self, uuid: str, console: ConsoleHub) -> PanicWatch:
+        def tell(words: str) -> None:
+            self._panics.put(MachineEvent(uuid, "crashed", words))
+
+        return PanicWatch(console, tell)
+
+    def panics(self) -> AsyncIterator[MachineEvent]:
+        """Yield panics of guests' kernels that their consoles tell of. One consumer."""
+        return self._panics.iterate()
+
+    def panic(self, record: VmRecord) -> str | None:
+        """Return with what words a guest's kernel panicked; None when it was not seen to."""
+        session = self._sessions.get(record.uuid)
+        return session.panics.panic if session is not None and session.panics else None
+
+    async def answers(self, record: VmRecord) -> bool:
+        """Whether a guest's agent answers now; False where none is expected."""
+        if not self.expects_agent(record):
+            return False
+        try:
+            await (await self.agent(record)).sync(_DOUBTFUL_LIMIT)
+        except GuestError:
+            return False
+        return True
 
     async def _open_agent(self, session: Session) -> AgentConnection | None:
         hypervisor = self._parts.hypervisor
@@ -74,6 +114,8 @@ class Guests:
             return
         if session.agent is not None:
             await session.agent.close()
+        if session.panics is not None:
+            await session.panics.close()
         if session.console is not None:
             await session.console.close()
 
@@ -88,8 +130,41 @@ class Guests:
             )
         return agent
 
+    def expects_agent(self, record: VmRecord) -> bool:
+        """Whether an agent is known to be in the image of a guest."""
+        image = self._parts.images.get(record.image_id or "")
+        return image is None or image.agent
+
+    async def answering_agent(self, record: VmRecord) -> AgentConnection:
+        """Return an agent for a user's request. Raises Conflict for a VM that cannot answer now.
+
+        Where the image is not known to have one it must answer first: AgentUnavailable says soon
+        what is missing.
+        """
+        if (verb := _WAKES.get(record.state)) is not None:
+            name = record.spec.name
+            raise Conflict(
+                f"{name} is {record.state}: nothing in it can answer",
+                hint=f"'hanok {verb} {name}' first",
+            )
+        agent = await self.agent(record)
+        if self.expects_agent(record):
+            return agent
+        try:
+            await agent.sync(_DOUBTFUL_LIMIT)
+        except AgentUnavailable:
+            name = record.spec.name
+            raise AgentUnavailable(
+                f"no guest agent answers in {name}: {record.spec.image} was imported without one",
+                hint=f"install and start qemu-guest-agent in it ('hanok console {name}' leads"
+                " there), or use SSH; an image with an agent is imported with --agent",
+            ) from None
+        return agent
+
     async def set_clock(self, record: VmRecord) -> None:
         """Set the guest's clock, which stood still while its vCPUs did; as far as it lets us."""
+        if not self.expects_agent(record):
+            return
         with contextlib.suppress(HanokError, TimeoutError):
             async with asyncio.timeout(_CLOCK_LIMIT):
                 agent = await self.agent(record)
@@ -109,6 +184,19 @@ class Guests:
         """Return the last lines that the console showed, also of a guest that does not run."""
         return tail_log(files_of(self._parts.settings, record.uuid).console_log, lines)
 
+    def said(self, record: VmRecord, place: int) -> tuple[bytes, int]:
+        """Return what the console has said since ``place`` (0: the start), and the place after it.
+
+        Of a guest that ran before this daemon the log is the start.
+        """
+        session = self._sessions.get(record.uuid)
+        if session is None or session.console is None:
+            return b"", place
+        ring = session.console.ring
+        before = self.tail(record, _LOG_LINES) if place == 0 and session.adopted else b""
+        start = max(place, ring.start)
+        return before + ring.after(start, ring.end - start), ring.end
+
     def last_words(self, record: VmRecord, lines: int = 5) -> str:
         """Return the last lines of the console, for reasons of failures."""
         return printable(self.tail(record, lines), _LAST_WORDS)
@@ -126,6 +214,7 @@ class Guests:
 
     async def close(self) -> None:
         """Let go of all guests."""
+        self._panics.close()
         for uuid in list(self._sessions):
             with contextlib.suppress(HanokError):
                 await self.disconnect(uuid)
@@ -152,6 +241,14 @@ class Probe:
             return await self.guests.connect_tcp(self.record, port, timeout)
         except GuestError as error:
             raise ConnectionError(error.message) from error
+
+    def said(self, place: int) -> tuple[bytes, int]:
+        """Return what the console has said since ``place``, and the place after it."""
+        return self.guests.said(self.record, place)
+
+    def panic(self) -> str | None:
+        """Return with what words the guest's kernel panicked."""
+        return self.guests.panic(self.record)
 
     async def alive(self) -> bool:
         """Return whether the machine still runs."""

@@ -7,19 +7,21 @@ import contextlib
 import ipaddress
 import os
 import shutil
-import time
 from dataclasses import replace
 
+from hanok.durable import sync_path
 from hanok.errors import HypervisorError, NotFound, Unsupported
 from hanok.guest.identity import Identity, IdentityNic, give_identity
 from hanok.guest.keys import HostKey
 from hanok.hypervisors.base import Frozen
 from hanok.hypervisors.optional import CanFreeze
 from hanok.model.image import Image
+from hanok.model.network import Plug
 from hanok.model.template import TemplateRecord
 from hanok.model.vm import VmRecord, VmState
 from hanok.network.keeper.config import DOMAIN
 from hanok.services.guests import Guests
+from hanok.services.keeping import Clock
 from hanok.services.machines import (
     VmFiles,
     account_of,
@@ -38,8 +40,9 @@ _IDENTITY_LIMIT = 60.0
 class InstantStart:
     """Starts instant clones."""
 
-    def __init__(self, parts: Parts, guests: Guests, memories: Memories) -> None:
+    def __init__(self, parts: Parts, guests: Guests, memories: Memories, clock: Clock) -> None:
         self._parts = parts
+        self._clock = clock
         self._guests = guests
         self._memories = memories
         self._plugs = Plugs(parts)
@@ -63,7 +66,7 @@ class InstantStart:
             async with self._plugs.taps(ports_of(record)) as taps:
                 key = await making
                 hit("clone.files")
-                started = time.time()
+                started = self._clock.now()
                 await self._start_machine(record, template, memory, taps)
         finally:
             making.cancel()
@@ -123,7 +126,7 @@ class InstantStart:
         return await write_seed(self._parts, record, image)
 
     async def _start_machine(
-        self, record: VmRecord, template: TemplateRecord, memory: int, taps: tuple[int, ...]
+        self, record: VmRecord, template: TemplateRecord, memory: int, taps: tuple[Plug, ...]
     ) -> None:
         machine = self._parts.machine(record)
         path = template_files(self._parts.settings, template.id).state
@@ -174,4 +177,5 @@ def _copy_overlay(overlay: os.PathLike[str], files: VmFiles, uid: int) -> None:
     draft.chmod(0o600)
     if account is not None:
         os.chown(draft, account.uid, account.gid)
+    sync_path(draft)
     draft.rename(files.disk)

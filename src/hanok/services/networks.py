@@ -13,6 +13,7 @@ from hanok.model.views import NetworkView
 from hanok.network.base import free_subnet
 from hanok.services.events import make_event
 from hanok.services.parts import Parts
+from hanok.services.shape import claimed_nics
 from hanok.store.base import DeleteNetwork, PutNetwork
 
 DEFAULT = "default"
@@ -72,7 +73,7 @@ class NetworkService:
 
     async def _users(self, name: str) -> list[str]:
         vms = await self._parts.store.vms()
-        return [vm.spec.name for vm in vms if any(nic.network == name for nic in vm.nics)]
+        return [vm.spec.name for vm in vms if any(nic.network == name for nic in claimed_nics(vm))]
 
     async def view(self, record: NetworkRecord) -> NetworkView:
         """Return what the API shows of a network."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hanok.errors import Cancelled, Conflict, NotFound
+from hanok.errors import Cancelled, Conflict, HanokError, NotFound
 from hanok.model.operation import Event, Operation, OperationState
 from hanok.services.broadcast import Broadcast
 from hanok.services.events import EventLog, make_event
@@ -76,6 +76,7 @@ class Operations:
         self._handlers: dict[str, Handler] = {}
         self._cancellable: set[str] = set()
         self._running: dict[str, Work] = {}
+        self._unsaved: dict[str, Operation] = {}
         self._closing = False
 
     def register(self, kind: str, handler: Handler, *, cancellable: bool = False) -> None:
@@ -146,7 +147,12 @@ class Operations:
             f"{work.operation.kind}-{work.operation.state}",
             error.detail if error else "",
         )
-        await self._events.commit(PutOperation(work.operation), event=event)
+        try:
+            await self._events.commit(PutOperation(work.operation), event=event)
+        except HanokError:
+            # Whoever waits is told all the same; the next daemon does it once more.
+            _log.exception("the end of operation %s could not be kept", work.operation.id)
+            self._unsaved[work.operation.id] = work.operation
         self._running.pop(work.operation.id, None)
         work.changes.send(work.operation)
         work.changes.end()
@@ -155,7 +161,7 @@ class Operations:
         """Return the operation as it is now. Raises NotFound."""
         if work := self._running.get(ident):
             return work.operation
-        found = await self._store.find_operation(ident)
+        found = self._unsaved.get(ident) or await self._store.find_operation(ident)
         if found is None:
             raise NotFound(f"there is no operation {ident}", hint="see 'hanok operations list'")
         return found
@@ -163,9 +169,8 @@ class Operations:
     async def list(self) -> list[Operation]:
         """Return the operations kept, the newest first."""
         kept = await self._store.operations()
-        return [
-            self._running[item.id].operation if item.id in self._running else item for item in kept
-        ]
+        now = {ident: work.operation for ident, work in self._running.items()} | self._unsaved
+        return [now.get(item.id, item) for item in kept]
 
     async def follow(self, ident: str) -> AsyncIterator[Operation]:
         """Yield the operation whenever it changes, until it is final. Raises NotFound."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from hanok.model.network import NetworkPort
+from hanok.model.network import NetworkPort, Plug
 from hanok.model.vm import NicRecord, VmRecord, VmState
 from hanok.services.parts import Parts, port_of
 
@@ -33,13 +33,14 @@ class Plugs:
     @asynccontextmanager
     async def taps(
         self, ports: Sequence[tuple[str, NetworkPort]]
-    ) -> AsyncIterator[tuple[int, ...]]:
+    ) -> AsyncIterator[tuple[Plug, ...]]:
         """Attach ``ports`` (each with its network) and give their taps, closed at the end."""
         with contextlib.ExitStack() as closing:
-            taps: list[int] = []
+            taps: list[Plug] = []
             for network, port in ports:
                 tap = await self._parts.networks.attach(network, port)
-                closing.callback(os.close, tap)
+                if isinstance(tap, int):
+                    closing.callback(os.close, tap)
                 taps.append(tap)
             yield tuple(taps)
 

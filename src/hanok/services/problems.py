@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from hanok.errors import HanokError
+from hanok.filesystems import full_error
 from hanok.model.operation import Problem
 
 
 def problem_of(error: BaseException) -> Problem:
     """Return what the API shows of ``error``; what is not ours is shown as an internal error."""
+    if isinstance(error, OSError):
+        error = full_error(error) or error
     if not isinstance(error, HanokError):
         return Problem(
             title="internal",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from hanok.durable import give_file
 from hanok.guest.keys import HostKey, ensure_key_pair, make_host_key
 from hanok.guest.seed import SeedData, build_seed
 from hanok.model.image import Image
 from hanok.model.vm import VmRecord
-from hanok.services.machines import account_of, files_of, give_file
+from hanok.services.machines import account_of, files_of
 from hanok.services.parts import Parts
 from hanok.units import MIB
 
 # All seeds are as large, so that a guest that goes on from a template's memory finds a disk of the
 # size that it knows.
-_SIZE = 1 * MIB
+SEED_SIZE = 1 * MIB
 
 
 async def write_seed(parts: Parts, record: VmRecord, image: Image) -> HostKey | None:
@@ -39,5 +40,5 @@ async def write_seed(parts: Parts, record: VmRecord, image: Image) -> HostKey | 
             cloud_init=image.cloud_init,
         )
     )
-    give_file(files.seed, seed, account_of(record.uid), size=_SIZE)
+    give_file(files.seed, seed, account_of(record.uid), size=SEED_SIZE)
     return key

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from hanok.errors import Conflict, HanokError, NotFound, Unsupported
+from hanok.model.keeping import RestartsSeen
 from hanok.model.operation import Operation
 from hanok.model.stack import Stack, StackMachine, parse_stack
 from hanok.model.template import TemplateOwner, TemplateRecord, TemplateState
@@ -18,9 +19,11 @@ from hanok.services.events import make_event
 from hanok.services.networks import NetworkService
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, changed
+from hanok.services.returning import Returning
+from hanok.services.suiting import check_offered
 from hanok.services.templates import TemplateService
 from hanok.services.views import Views
-from hanok.services.vms import VmService, check_definition
+from hanok.services.vms import BRINGS_UP, VmService, check_definition
 from hanok.store.base import PutTemplate, PutVm
 
 
@@ -37,6 +40,7 @@ class StackService:
         views: Views,
         templates: TemplateService,
         drafts: Drafts,
+        returning: Returning,
     ) -> None:
         self._parts = parts
         self._vms = vms
@@ -46,6 +50,7 @@ class StackService:
         self._views = views
         self._templates = templates
         self._drafts = drafts
+        self._returning = returning
         operations.register("up", self._up, cancellable=True)
         operations.register("down", self._down)
 
@@ -64,13 +69,15 @@ class StackService:
         by_name = {vm.spec.name: vm for vm in everyone}
         new: list[VmSpec] = []
         for machine in stack.machines():
-            existing = by_name.get(machine.spec.name)
-            if existing is not None:
-                _check_same(existing, machine.spec, stack.name)
-                continue
             check_definition(machine.spec)
-            self._parts.hypervisor.choose_mode(machine.spec.mode)
-            new.append(machine.spec)
+            spec = await self._vms.suit(machine.spec)
+            existing = by_name.get(spec.name)
+            if existing is not None:
+                _check_same(existing, spec, stack.name)
+                continue
+            self._parts.hypervisor.choose_mode(spec.mode)
+            check_offered(spec, self._parts.hypervisor)
+            new.append(spec)
         await self._check_room(everyone, new)
         for network in await self._parts.store.networks():
             if network.stack != stack.name and network.name in _network_names(stack):
@@ -155,7 +162,7 @@ class StackService:
         template: TemplateRecord | None = None
         if machine.like is not None:
             template = await self._template_of(machine.like, stack, part)
-        spec = machine.spec
+        spec = await self._vms.suit(machine.spec)
         async with self._parts.locks.admission:
             if template is None:
                 record = await self._vms.prepare(spec, stack)
@@ -201,13 +208,15 @@ class StackService:
             if record.wanted is not Wanted.RUNNING:
                 async with self._parts.locks.admission:
                     await self._capacity.admit(record.spec, await self._parts.store.vms())
-                    record = changed(record, wanted=Wanted.RUNNING)
+                    record = changed(record, wanted=Wanted.RUNNING, restarts=RestartsSeen())
                     await self._parts.save(record)
             await self._vms.bring_up_again(record.uuid, part)
 
     async def down(self, name: str) -> Operation:
         """Stop and delete everything of a stack. Raises NotFound."""
         await self.find(name)
+        own = [record.uuid for record in await self._parts.store.vms() if record.stack == name]
+        await self._returning.forget(own)
         return await self._operations.begin("down", name)
 
     async def _down(self, work: Work) -> dict[str, Any]:
@@ -230,7 +239,7 @@ class StackService:
         return {"deleted": [record.spec.name for record in records]}
 
     async def _take_down(self, record: VmRecord, work: Work, counter: _Counter) -> None:
-        await self._operations.supersede(record.spec.name, ("run", "start", "restart", "stop"))
+        await self._operations.supersede(record.spec.name, (*BRINGS_UP, "stop"))
         await self._vms.take_down(record.uuid, work.part("delete", record.spec.name))
         counter.one_more()
 

@@ -14,13 +14,15 @@ from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
+from hanok.durable import sync_path
 from hanok.errors import Conflict, HanokError, NotFound, Unsupported
+from hanok.filesystems import LOST_AND_FOUND, disk_full, full_error, is_full
 from hanok.guest.identity import has_helper
 from hanok.hypervisors.base import Disk, Machine
 from hanok.hypervisors.optional import CanFreeze
 from hanok.images.filing import hash_file
 from hanok.model.image import DiskFormat
-from hanok.model.network import NetworkPort
+from hanok.model.network import NetworkPort, Plug
 from hanok.model.operation import Operation
 from hanok.model.template import TemplateOwner, TemplateRecord, TemplateRequest, TemplateState
 from hanok.model.views import TemplateView
@@ -42,9 +44,10 @@ from hanok.services.memories import Memories
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, new_uuid
 from hanok.services.plugs import Plugs
+from hanok.services.shape import changed_shape, claimed_nics
 from hanok.storage.memory import MemoryFacts, new_memory, save_memory, seal_memory
 from hanok.storage.sparse import copy_sparse
-from hanok.storage.volumes import create_empty, create_overlay, sync_folder
+from hanok.storage.volumes import create_empty, create_overlay
 from hanok.store.base import DeleteTemplate, PutTemplate
 
 _LOADER = "loader"
@@ -96,7 +99,7 @@ class TemplateService:
                 field="source",
                 hint="a template is made of a VM that runs and is ready",
             )
-        obstacle = self.obstacle(self._parts.machine(source))
+        obstacle = changed_shape(source) or self.obstacle(self._parts.machine(source))
         if obstacle is not None:
             raise Unsupported(
                 f"{source.spec.name} cannot be frozen: {obstacle}",
@@ -126,6 +129,8 @@ class TemplateService:
         hypervisor = self._parts.hypervisor
         if not isinstance(hypervisor, CanFreeze):
             return f"{hypervisor.name} cannot freeze machines"
+        if machine.nics and self._parts.networks.facts.kind == "user":
+            return "its network is QEMU's own, whose connections cannot be frozen"
         return hypervisor.freeze_obstacle(machine)
 
     async def find(self, name_or_id: str) -> TemplateRecord:
@@ -223,7 +228,7 @@ class TemplateService:
                 await self.forget(template)
         if self._parts.settings.templates.is_dir():
             for folder in self._parts.settings.templates.iterdir():
-                if folder.name not in known:
+                if folder.name not in known and folder.name != LOST_AND_FOUND:
                     await asyncio.to_thread(_remove, folder)
 
     # What the operation does
@@ -233,7 +238,7 @@ class TemplateService:
         record = await self.find(ident)
         try:
             await self.make(record, work)
-        except HanokError:
+        except (HanokError, OSError):
             await self.forget(record)
             raise
         except asyncio.CancelledError:
@@ -260,19 +265,38 @@ class TemplateService:
             undo.callback(_remove, files.folder)
             memory = new_memory(source.spec.memory, record.id)
             undo.callback(os.close, memory)
-            work.report("freezing the VM; it is paused for a moment", None)
-            await self._freeze(record, source, files, memory)
-            await self._guests.set_clock(source)
-            self._parts.failpoints.hit("template.frozen")
-            work.report("saving its memory", None)
-            facts = await asyncio.to_thread(_keep, memory, files)
-            await self._make_overlay(source, files)
-            self._parts.failpoints.hit("template.saved")
-            done = await self._finish(record, files, facts)
+            try:
+                done = await self._fill(record, source, files, memory, work)
+            except (HanokError, OSError) as error:
+                if is_full(files.folder) or full_error(error) is not None:
+                    disk = files_of(self._parts.settings, source.uuid).disk
+                    needed = source.spec.memory + disk.stat().st_blocks * 512
+                    what = f"the memory and the disk of {source.spec.name}"
+                    raise disk_full(files.folder, what, needed) from error
+                raise
             undo.pop_all()
             self._memories.put(record.id, memory)
             self._parts.failpoints.hit("template.end")
         return done
+
+    async def _fill(
+        self,
+        record: TemplateRecord,
+        source: VmRecord,
+        files: TemplateFiles,
+        memory: int,
+        work: Work,
+    ) -> TemplateRecord:
+        """Freeze the VM into the template's files, and write down that it is there."""
+        work.report("freezing the VM; it is paused for a moment", None)
+        await self._freeze(record, source, files, memory)
+        await self._guests.set_clock(source)
+        self._parts.failpoints.hit("template.frozen")
+        work.report("saving its memory", None)
+        facts = await asyncio.to_thread(_keep, memory, files)
+        await self._make_overlay(source, files)
+        self._parts.failpoints.hit("template.saved")
+        return await self._finish(record, files, facts)
 
     async def _ready_source(self, record: TemplateRecord) -> VmRecord:
         source = await self._parts.vm(record.source)
@@ -321,7 +345,7 @@ class TemplateService:
     @asynccontextmanager
     async def _loader(
         self, record: TemplateRecord, source: VmRecord
-    ) -> AsyncIterator[tuple[Machine, tuple[int, ...]]]:
+    ) -> AsyncIterator[tuple[Machine, tuple[Plug, ...]]]:
         """Give a machine like the source, with stand-in disks, and taps of its own."""
         settings, runner = self._parts.settings, self._parts.runner
         files = VmFiles(settings.vms / record.id)
@@ -353,7 +377,9 @@ class TemplateService:
         ports = []
         for index, nic in enumerate(source.nics):
             network = await self._parts.network(nic.network)
-            taken = [n.address for vm in everyone for n in vm.nics if n.network == network.name]
+            taken = [
+                n.address for vm in everyone for n in claimed_nics(vm) if n.network == network.name
+            ]
             port = NetworkPort(
                 vm=record.id,
                 host_name=f"template-{record.id[:8]}",
@@ -381,7 +407,8 @@ class TemplateService:
         for path in (files.state, files.disk):
             checksums[path.stem] = await asyncio.to_thread(hash_file, path)
         fingerprint = await hypervisor.fingerprint() if isinstance(hypervisor, CanFreeze) else ""
-        sync_folder(files.folder)
+        for path in (*files.folder.iterdir(), files.folder, files.folder.parent):
+            await asyncio.to_thread(sync_path, path)
         done = record.model_copy(
             update={
                 "state": TemplateState.READY,

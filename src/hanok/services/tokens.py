@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 import logging
 import re
-import secrets
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
+from hanok.credentials import digest_of, make_token
 from hanok.errors import Conflict, HanokError, NotFound
-from hanok.model.token import TokenRecord, TokenRequest
+from hanok.model.token import Role, TokenRecord, TokenRequest
 from hanok.model.views import TokenView
 from hanok.services.events import EventLog, make_event
 from hanok.store.base import AddToken, DeleteToken, Store, TouchToken
 
 _log = logging.getLogger(__name__)
-_PREFIX = "hanok_"
-_FORM = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]{{43}}")  # 32 random bytes in url-safe base64
+_FORM = re.compile(r"hanok_[A-Za-z0-9_-]{43}")  # what credentials.make_token makes
 _TOUCH_EVERY = 60.0
 
 
@@ -51,13 +49,13 @@ class TokenService:
 
         Raises Conflict when the name is taken.
         """
-        token = _PREFIX + secrets.token_urlsafe(32)
+        token = make_token()
         now = time.time()
         record = TokenRecord(
             id=uuid.uuid4().hex[:12],
             name=wanted.name,
             role=wanted.role,
-            digest=_digest(token),
+            digest=digest_of(token),
             created=now,
             expires=None if wanted.expires_in is None else now + wanted.expires_in,
         )
@@ -72,6 +70,26 @@ class TokenService:
             await self._events.commit(AddToken(record), event=event)
             self._known[record.digest] = record
         return token, _view(record, None)
+
+    async def replace(self, name: str, digest: str) -> None:
+        """Take an administrator's token of this digest; one that had the name is void."""
+        record = TokenRecord(
+            id=uuid.uuid4().hex[:12],
+            name=name,
+            role=Role.ADMINISTRATOR,
+            digest=digest,
+            created=time.time(),
+        )
+        async with self._changing:
+            void = [one for one in self._known.values() if one.name == name]
+            gone = [DeleteToken(one.id) for one in void]
+            event = make_event("token", name, "created", record.role)
+            await self._events.commit(*gone, AddToken(record), event=event)
+            for one in void:
+                del self._known[one.digest]
+            self._known[record.digest] = record
+        for one in void:
+            self._cut(one.id)
 
     async def list(self) -> list[TokenView]:
         """Return the tokens, expired ones included."""
@@ -98,7 +116,7 @@ class TokenService:
         """Return the record of a token that is good now."""
         if _FORM.fullmatch(token) is None:
             return None
-        digest = _digest(token)
+        digest = digest_of(token)
         record = self._known.get(digest)
         if record is None or not hmac.compare_digest(record.digest, digest):
             return None
@@ -145,10 +163,6 @@ class TokenService:
     async def close(self) -> None:
         """Wait for what is being noted."""
         await asyncio.gather(*self._notes)
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("ascii")).hexdigest()
 
 
 def _view(record: TokenRecord, used: float | None) -> TokenView:

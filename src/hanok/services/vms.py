@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,20 +11,29 @@ from typing import Any
 from hanok.errors import Conflict, HanokError, NotFound, NotReady
 from hanok.guest.seed import SeedData, build_seed
 from hanok.hypervisors.base import MachineEvent, RunState
-from hanok.images.recipes import resolve
+from hanok.images.recipes import is_own, resolve
+from hanok.model.keeping import RestartsSeen
 from hanok.model.operation import Operation
 from hanok.model.vm import VmRecord, VmSpec, VmState, Wanted
 from hanok.services.capacity import CapacityService
+from hanok.services.diskroom import check_room_to_go_on, why_starved
 from hanok.services.drafts import Drafts, check_duplicates
 from hanok.services.events import make_event
+from hanok.services.keeping import End, counted, crashed, ended
 from hanok.services.lifecycle import Lifecycle
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, changed, is_up
+from hanok.services.returning import Returning
+from hanok.services.shape import folded
+from hanok.services.suiting import check_architecture, check_keeping, suited
 from hanok.services.warm import WarmStarts
 from hanok.store.base import PutVm
 
 # What a later stop or delete replaces: nobody needs to wait for a guest that is to go.
-_BRINGS_UP = ("run", "start", "restart", "resume")
+BRINGS_UP = ("run", "start", "restart", "resume", "revive", "heal")
+_RUNS = (RunState.RUNNING, RunState.PAUSED)
+# A guest that is not well may not listen either.
+_HEAL_LIMIT = 10.0
 
 
 class VmService:
@@ -37,6 +47,7 @@ class VmService:
         capacity: CapacityService,
         drafts: Drafts,
         warm: WarmStarts,
+        returning: Returning,
     ) -> None:
         self._parts = parts
         self._lifecycle = lifecycle
@@ -44,6 +55,7 @@ class VmService:
         self._capacity = capacity
         self._drafts = drafts
         self._warm = warm
+        self._returning = returning
         operations.register("run", self._run, cancellable=True)
         operations.register("start", self._start, cancellable=True)
         for kind, handler in {
@@ -52,6 +64,8 @@ class VmService:
             "pause": self._pause,
             "resume": self._resume,
             "delete": self._delete,
+            "revive": self._revive,
+            "heal": self._heal,
         }.items():
             operations.register(kind, handler)
 
@@ -78,19 +92,37 @@ class VmService:
         Conflict or NotAdmitted; makes nothing but the network named default.
         """
         check_definition(spec)
+        spec = await self.suit(spec)
         start = await self._warm.choose(spec)
         (record,) = await self._drafts.draft([spec], template=start.template, stack=stack)
         return changed(record, boot=start.boot)
+
+    async def suit(self, spec: VmSpec) -> VmSpec:
+        """Return a definition as its image wants it. Raises InvalidInput for what it cannot do."""
+        find = self._parts.images.find
+        image = await asyncio.to_thread(find, spec.image, spec.packages)
+        facts = await self._parts.hypervisor.probe()
+        arch = self._parts.images.architecture(spec.image, spec.packages)
+        check_architecture(spec, arch, facts)
+        if arch is not None and not facts.is_own(arch):
+            spec = spec.model_copy(update={"architecture": arch})
+        return suited(spec, image)
 
     async def start(self, name: str) -> Operation:
         """Bring a stopped VM up. Raises Conflict when it is up, NotAdmitted without room."""
         async with self._parts.locks.admission:
             record = await self._present(name)
-            if is_up(record) and record.state is not VmState.FAILED:
+            if is_up(record) and record.state not in (VmState.FAILED, VmState.WAITING):
                 raise Conflict(f"{record.spec.name} is {record.state} already")
             if not is_up(record):
                 await self._capacity.admit(record.spec, await self._parts.store.vms())
-            wanted = changed(record, wanted=Wanted.RUNNING, state=VmState.STARTING, reason=None)
+            wanted = changed(
+                record,
+                wanted=Wanted.RUNNING,
+                state=VmState.STARTING,
+                reason=None,
+                restarts=RestartsSeen(),
+            )
             return await self._admitted(wanted, "start", "starting")
 
     async def restart(self, name: str) -> Operation:
@@ -102,6 +134,15 @@ class VmService:
 
     async def stop(self, name: str, *, force: bool, timeout: float | None) -> Operation:
         """Ask a VM's guest to power off, and end it after ``timeout`` seconds."""
+        record = await self._present(name)
+        await self._returning.forget([record.uuid])
+        return await self._begin_stop(record.uuid, force=force, timeout=timeout)
+
+    async def shut_down(self, name: str) -> Operation:
+        """Ask a VM's guest to power off, since the daemon ends; it may be on the list to return."""
+        return await self._begin_stop(name, force=False, timeout=None)
+
+    async def _begin_stop(self, name: str, *, force: bool, timeout: float | None) -> Operation:
         record = await self._present(name)
         limit = self._parts.settings.stop_timeout if timeout is None else timeout
         if record.state is VmState.STOPPED:
@@ -117,6 +158,7 @@ class VmService:
     async def resume(self, name: str) -> Operation:
         """Let a paused VM go on."""
         record = await self._expect(name, (VmState.PAUSED,), "resume")
+        check_room_to_go_on(self._parts.settings, record)
         return await self._operations.begin("resume", record.spec.name)
 
     async def _present(self, name: str) -> VmRecord:
@@ -151,6 +193,7 @@ class VmService:
                 f"{record.spec.name} is {record.state}",
                 hint=f"'hanok stop {record.spec.name}' first, or delete it with --force",
             )
+        await self._returning.forget([record.uuid])
         return await self._operations.begin("delete", record.spec.name)
 
     # What the operations do
@@ -205,7 +248,7 @@ class VmService:
         except NotReady:
             raise
         except HanokError as error:
-            await self._lifecycle.settle_stopped(record, error.message)
+            await self._lifecycle.settle_ended(record, crashed(error.message))
             raise
 
     async def _end(self, record: VmRecord, work: Work) -> None:
@@ -213,7 +256,7 @@ class VmService:
 
     async def _stop(self, work: Work) -> None:
         name = work.operation.target
-        await self._operations.supersede(name, _BRINGS_UP)
+        await self._operations.supersede(name, BRINGS_UP)
         arguments = work.operation.arguments
         async with self._holding(name) as record:
             await self._lifecycle.stop(
@@ -228,7 +271,42 @@ class VmService:
         async with self._holding(work.operation.target) as record:
             limit = self._parts.settings.stop_timeout
             await self._lifecycle.stop(record, force=False, timeout=limit, report=work.report)
-            await self._bring_up(changed(record, wanted=Wanted.RUNNING), work)
+            again = changed(folded(record), wanted=Wanted.RUNNING, restarts=RestartsSeen())
+            await self._bring_up(again, work)
+
+    async def _revive(self, work: Work) -> dict[str, Any]:
+        """Start a VM whose restart is due, unless its user has decided otherwise meanwhile."""
+        uuid, due = str(work.operation.arguments["uuid"]), work.operation.arguments["due"]
+        async with self._holding(uuid) as record:
+            if record.wanted is Wanted.RUNNING:
+                if record.state is VmState.WAITING and record.restarts.next == due:
+                    record = await self._count_restart(record)
+                if record.state in (VmState.STARTING, VmState.RUNNING):
+                    await self._bring_up(record, work)
+        return {"name": record.spec.name, "uuid": uuid}
+
+    async def _count_restart(self, record: VmRecord) -> VmRecord:
+        seen, policy = record.restarts, record.spec.restart
+        number = seen.streak + 1
+        restarts = seen.model_copy(
+            update={"streak": number, "total": seen.total + 1, "next": None, "last": time.time()}
+        )
+        record = changed(record, state=VmState.STARTING, restarts=restarts)
+        message = f"{counted(policy, number)}: {seen.reason}"
+        await self._parts.save(record, event="restarting", message=message)
+        self._parts.failpoints.hit("restart.counted")
+        return record
+
+    async def _heal(self, work: Work) -> None:
+        """End a VM that is not well, as its definition asks; its restart policy does the rest."""
+        arguments = work.operation.arguments
+        async with self._holding(str(arguments["uuid"])) as record:
+            same = record.started == arguments["started"]
+            if record.wanted is not Wanted.RUNNING or not same or record.state is VmState.WAITING:
+                return
+            limit = min(self._parts.settings.stop_timeout, _HEAL_LIMIT)
+            await self._lifecycle.stop(record, force=False, timeout=limit, report=work.report)
+            await self._lifecycle.settle_ended(record, crashed(str(arguments["why"])))
 
     async def _pause(self, work: Work) -> None:
         async with self._holding(work.operation.target) as record:
@@ -244,14 +322,15 @@ class VmService:
         async with self._holding(name_or_uuid) as record:
             await self._parts.hypervisor.resume(record.uuid)
             state = VmState.READY if record.ready_seconds is not None else VmState.RUNNING
-            record = changed(record, wanted=Wanted.RUNNING, state=state)
+            record = changed(record, wanted=Wanted.RUNNING, state=state, reason=None, starved=False)
             await self._parts.save(record, event="resumed")
             await self._lifecycle.set_clock(record)
+            self._lifecycle.on_change(record.uuid)
 
     async def _delete(self, work: Work) -> None:
         self._parts.failpoints.hit("delete.begin")
         name = work.operation.target
-        await self._operations.supersede(name, (*_BRINGS_UP, "stop"))
+        await self._operations.supersede(name, (*BRINGS_UP, "stop"))
         record = await self._parts.store.find_vm(name)
         if record is None:  # a daemon that died after its last step has left only the operation
             return
@@ -272,26 +351,70 @@ class VmService:
         except NotFound:
             return  # it was deleted meanwhile
 
+    async def panicked(self, event: MachineEvent) -> None:
+        """Write down what a console told of its kernel."""
+        try:
+            async with self._holding(event.uuid) as record:
+                await self._lifecycle.settle_panic(record, event.detail)
+        except NotFound:
+            return
+
     async def _settle_seen(self, event: MachineEvent) -> None:
         async with self._holding(event.uuid) as record:
             state = await self._parts.hypervisor.state(event.uuid)
-            if is_up(record) and state not in (RunState.RUNNING, RunState.PAUSED):
-                reason = record.reason if record.state is VmState.FAILED else None
-                if event.name == "crashed":
-                    reason = self._lifecycle.crash_reason(record, state, event.detail)
-                await self._lifecycle.settle_gone(record, reason)
+            if event.name == "io-error":
+                await self._settle_io_error(record, state, event.detail)
+                return
+            if not is_up(record) or record.state is VmState.WAITING:
+                return
+            if state not in _RUNS:
+                await self._lifecycle.settle_gone(record, self._end_of(record, state, event))
+            elif event.name == "watchdog" and record.state in (VmState.READY, VmState.RUNNING):
+                await self._seen_reset(record, event.detail)
+
+    def _end_of(self, record: VmRecord, state: RunState, event: MachineEvent) -> End:
+        if event.name == "crashed":
+            return crashed(self._lifecycle.crash_reason(record, state, event.detail))
+        end = ended(event.detail)
+        if record.state is VmState.FAILED and record.reason is not None:
+            return crashed(record.reason)  # it was never ready
+        return end
+
+    async def _seen_reset(self, record: VmRecord, detail: str) -> None:
+        """A guest was reset by its watchdog: it boots, and is waited for as after any start."""
+        booting = changed(record, state=VmState.RUNNING, ready_seconds=None, evidence=None)
+        told = make_event("vm", record.spec.name, "watchdog", f"{detail}; it was reset")
+        await self._operations.begin(
+            "revive",
+            record.spec.name,
+            PutVm(booting),
+            arguments={"uuid": record.uuid, "due": None},
+            event=told,
+        )
+
+    async def _settle_io_error(self, record: VmRecord, state: RunState, detail: str) -> None:
+        """Write down that a disk failed, and whether the VM is paused because of that."""
+        if state is not RunState.PAUSED or not is_up(record):
+            told = make_event("vm", record.spec.name, "io-error", detail)
+            await self._parts.events.commit(event=told)
+        elif record.wanted is Wanted.RUNNING:
+            reason = why_starved(self._parts.settings, record, detail)
+            record = changed(record, state=VmState.PAUSED, reason=reason, starved=True)
+            await self._parts.save(record, event="io-error", message=reason)
 
 
 def check_definition(spec: VmSpec) -> None:
     """Raise InvalidInput for what contradicts itself, whatever else there is on this host."""
-    recipe = resolve(spec.image, spec.packages)
+    # Whether an image made of another has cloud-init is known once it is looked at.
+    has_cloud_init = is_own(spec.image) or resolve(spec.image, spec.packages).kind == "debian"
     # The seed is built for its checks alone: a mistake is told now, not after an image was built.
     build_seed(
         SeedData(
             instance_id="check",
             host_name=spec.name,
             user_data=spec.user_data,
-            cloud_init=recipe.kind == "debian",
+            cloud_init=has_cloud_init,
         )
     )
     check_duplicates(spec)
+    check_keeping(spec)

@@ -8,13 +8,14 @@ import logging
 from dataclasses import dataclass
 
 from hanok.errors import HanokError
-from hanok.hypervisors.base import Machine, Nic
+from hanok.hypervisors.base import Boot, Machine, Nic
 from hanok.hypervisors.optional import CanFreeze
-from hanok.images.recipes import LAB, resolve
+from hanok.images.recipes import LABS, is_own
 from hanok.model.operation import OperationState
 from hanok.model.template import TemplateOwner, TemplateRecord, TemplateState
 from hanok.model.vm import VmRecord, VmSpec
 from hanok.services.drafts import Drafts
+from hanok.services.machines import choose_firmware, has_screen
 from hanok.services.operations import Operations
 from hanok.services.parts import Parts, changed
 from hanok.services.templates import TemplateService
@@ -79,7 +80,15 @@ class WarmStarts:
             disks=(),
             nics=tuple(Nic(mac="", network=name) for name in spec.networks),
             tcg_buffer=spec.tcg_buffer,
+            boot=self._boot(spec),
+            architecture=self._parts.images.architecture(spec.image, spec.packages),
+            screen=has_screen(spec, self._parts.hypervisor.choose_mode(spec.mode)),
         )
+
+    def _boot(self, spec: VmSpec) -> Boot | None:
+        image = self._parts.images.find(spec.image, spec.packages) if is_own(spec.image) else None
+        firmware = choose_firmware(spec, image) if image is not None else None
+        return Boot(firmware, self._parts.settings.vms) if firmware is not None else None
 
     async def _name(self, spec: VmSpec) -> str:
         """Return the name of the warm template of this image and shape on this host."""
@@ -87,7 +96,7 @@ class WarmStarts:
         await hypervisor.probe()
         fingerprint = await hypervisor.fingerprint() if isinstance(hypervisor, CanFreeze) else ""
         shape = {
-            "image": resolve(spec.image, spec.packages).id,
+            "image": self._parts.images.identity(spec.image, spec.packages),
             "cpus": spec.cpus,
             "memory": spec.memory,
             "disk": spec.disk,
@@ -95,6 +104,7 @@ class WarmStarts:
             "networks": len(spec.networks),
             "tcg_buffer": spec.tcg_buffer,
             "nested": spec.nested,
+            **({"watchdog": spec.watchdog.model_dump(mode="json")} if spec.watchdog.wanted else {}),
             "ready": spec.ready.model_dump(mode="json"),
             "fingerprint": fingerprint,
         }
@@ -106,7 +116,7 @@ class WarmStarts:
         limit = self._parts.settings.warm_limit
         if limit == 0 or record.internal or record.clone is not None:
             return
-        if record.spec.image == LAB:  # whoever makes a lab freezes a host of it
+        if record.spec.image in LABS:  # whoever makes a lab freezes a host of it
             return
         if self._why_cold(record.spec.model_copy(update={"cold": False})) is not None:
             return

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from hanok.durable import sync_path
 from hanok.errors import HostError
-from hanok.storage.volumes import sync_folder
 
 _FICLONE = 0x40049409  # linux/fs.h: share all blocks of another file until one is written
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -72,7 +72,7 @@ def written_whole(path: Path, mode: int) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,15 @@ The base is never written; its format is always named, never probed (CVE-2015-75
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from hanok.errors import InvalidInput
+from hanok.durable import sync_path
+from hanok.errors import HostError, InvalidInput
 from hanok.model.image import Base, DiskFormat, Image
 from hanok.proc import Account, Limits, Runner
 from hanok.units import GIB, format_size
@@ -18,6 +21,10 @@ from hanok.units import GIB, format_size
 # OpenStack caps qemu-img so that a hostile header costs no more than this (CVE-2015-5162).
 _IMG_MEMORY = 2 * GIB
 _COPY_LIMIT = 1800.0
+_GROW_LIMIT = 60
+# docs/interop/qcow2.txt: magic, 20 bytes of other fields, the virtual size.
+_QCOW2_HEAD = struct.Struct(">4s20xQ")
+_QCOW2_MAGIC = b"QFI\xfb"
 
 
 def check_disk_size(image: Image, size: int) -> None:
@@ -52,6 +59,39 @@ async def create_overlay(
 async def create_empty(runner: Runner, *, path: Path, size: int, account: Account | None) -> None:
     """Create the disk ``path`` of ``size`` bytes of nothing."""
     await _make(runner, path, account, ["create", "-q", "-f", "qcow2"], [str(size)])
+
+
+async def grow(runner: Runner, path: Path, size: int, account: Account | None) -> None:
+    """Make the qcow2 disk ``path``, which nobody has open, at least ``size`` bytes large.
+
+    Nothing happens when it is as large, or not there. What its header names is never opened: what
+    it grows by reads as zeros, whatever it stands on.
+    """
+    if not path.exists() or await asyncio.to_thread(virtual_size, path) >= size:
+        return
+    node = {
+        "driver": DiskFormat.QCOW2.value,
+        "file": {"driver": "file", "filename": str(path)},
+        "backing": None,
+    }
+    argv = ["qemu-img", "resize", "-q", f"json:{json.dumps(node, ensure_ascii=False)}", str(size)]
+    limits = Limits(cpu_seconds=_GROW_LIMIT, memory=_IMG_MEMORY)
+    await runner.run(argv, timeout=2 * _GROW_LIMIT, account=account, limits=limits)
+    sync_path(path)
+
+
+def virtual_size(path: Path) -> int:
+    """Return the bytes that a qcow2 disk is large for its guest. Raises HostError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        head = file.read(_QCOW2_HEAD.size)
+    try:
+        magic, size = _QCOW2_HEAD.unpack(head)
+    except struct.error:
+        magic, size = b"", 0
+    if magic != _QCOW2_MAGIC:
+        raise HostError(f"the disk {path} is no qcow2 file")
+    return int(size)
 
 
 async def flatten(
@@ -99,14 +139,7 @@ async def _make(
         limits=Limits(cpu_seconds=round(timeout / 2), memory=_IMG_MEMORY),
     )
     draft.chmod(0o600)
+    sync_path(draft)
     draft.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for folder in (path.parent, path.parent.parent):  # both may be new
+        sync_path(folder)

@@ -8,13 +8,16 @@ searched by.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from hanok.errors import Conflict, HostError
+from hanok.errors import Conflict, DiskFull, HostError
+from hanok.filesystems import disk_full, file_system_of
 from hanok.model.network import NetworkRecord
 from hanok.model.operation import KEPT, Event, Operation
 from hanok.model.template import TemplateRecord
@@ -34,8 +37,16 @@ from hanok.store.base import (
     PutVm,
     TouchToken,
 )
+from hanok.units import MIB
 
 _T = TypeVar("_T")
+
+# Room of our own on the database's file system, given up when that is full: what ends, stops or
+# deletes something can then still be written, and makes room. A commit takes some 10 to 50 KiB.
+_RESERVE = 4 * MIB
+_NEEDED = 1 * MIB
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_CANTOPEN)
+_MAKES_ROOM = frozenset({"delete", "down", "stop", "pause", "resume"})
 
 # Migration number n brings the schema from version n to n + 1. Never change one, add another.
 _MIGRATIONS = (
@@ -77,17 +88,60 @@ class SqliteStore:
 
     def _open(self) -> None:
         try:
-            connection = sqlite3.connect(self._path, isolation_level=None)
-            self._path.chmod(0o600)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            self._migrate(connection)
+            try:
+                self._connection = self._connect()
+            except sqlite3.OperationalError as error:
+                if not (self._is_full(error) and self._give_up_reserve()):
+                    raise
+                self._connection = self._connect()
         except sqlite3.DatabaseError as error:
+            if self._is_full(error):
+                raise disk_full(self._path, "the daemon's database", _RESERVE) from error
             raise HostError(
                 f"the database {self._path} cannot be opened: {error}",
                 hint="restore it from a backup; the VMs themselves are not touched",
             ) from error
-        self._connection = connection
+        self._keep_reserve()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            self._path.chmod(0o600)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    # --- a full disk ------------------------------------------------------------------------
+
+    @property
+    def _reserve(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.reserve")
+
+    def _is_full(self, error: sqlite3.Error) -> bool:
+        """Whether the error is for want of room; SQLite calls it by other names too."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL:
+            return True
+        return code in _FULL and file_system_of(self._path).free < _NEEDED
+
+    def _keep_reserve(self) -> None:
+        """Take the reserve's room, unless there is hardly more than that."""
+        if self._reserve.exists() or file_system_of(self._path).free < 4 * _RESERVE:
+            return
+        with contextlib.suppress(OSError), self._reserve.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _RESERVE)
+
+    def _give_up_reserve(self) -> bool:
+        """Give the reserve's room back; return whether there was any."""
+        try:
+            self._reserve.unlink()
+        except OSError:
+            return False
+        return True
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -114,6 +168,16 @@ class SqliteStore:
         return await asyncio.shield(self._in_thread(lambda: self._commit(changes)))
 
     def _commit(self, changes: Sequence[Change]) -> list[Event]:
+        try:
+            added = self._try_commit(changes)
+        except DiskFull:
+            if not _makes_room(changes) or not self._give_up_reserve():
+                raise
+            return self._try_commit(changes)
+        self._keep_reserve()
+        return added
+
+    def _try_commit(self, changes: Sequence[Change]) -> list[Event]:
         database = self._database()
         events: list[Event] = []
         try:
@@ -133,9 +197,11 @@ class SqliteStore:
         except sqlite3.DatabaseError as error:
             if database.in_transaction:
                 database.execute("ROLLBACK")
+            if self._is_full(error):
+                raise disk_full(self._path, "this in the daemon's database", _NEEDED) from error
             raise HostError(
                 f"the database {self._path} refused a write: {error}",
-                hint="is the disk full? see 'hanok host show'",
+                hint="the VMs run on; look what its disk says: dmesg",
             ) from error
         return events
 
@@ -210,6 +276,18 @@ class SqliteStore:
 
         await self._in_thread(close)
         self._thread.shutdown()
+
+
+def _makes_room(changes: Sequence[Change]) -> bool:
+    """Whether these changes begin nothing that takes room: they end, stop or delete something."""
+    for change in changes:
+        if isinstance(change, AddToken | PutNetwork):
+            return False
+        if isinstance(change, PutOperation):
+            operation = change.operation
+            if not operation.state.is_final and operation.kind not in _MAKES_ROOM:
+                return False
+    return True
 
 
 def _names(changes: Sequence[Change]) -> str:

@@ -78,17 +78,29 @@ def start_scope_argv(
         properties.append(("Delegate", "b", ["true"]))
     if daemon is not None:
         properties.append(("Before", "as", ["1", daemon]))
+    properties += _limits(limits, controllers)
+    words = [word for name, kind, value in properties for word in (name, kind, *value)]
+    call = _call("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail")
+    return [*call, str(len(properties)), *words, "0"]
+
+
+def resize_argv(unit: str, limits: Limits, controllers: Collection[str]) -> list[str]:
+    """Return the command that gives a scope other limits, until it ends (SetUnitProperties)."""
+    properties = _limits(limits, controllers)
+    words = [word for name, kind, value in properties for word in (name, kind, *value)]
+    call = _call("SetUnitProperties", "sba(sv)", unit, "true")
+    return [*call, str(len(properties)), *words]
+
+
+def _limits(limits: Limits, controllers: Collection[str]) -> list[tuple[str, str, list[str]]]:
     wanted = (
         ("memory", "MemoryMax", limits.memory),
         ("pids", "TasksMax", limits.tasks),
         ("cpu", "CPUWeight", limits.cpu_weight),
     )
-    for controller, name, value in wanted:
-        if controller in controllers:
-            properties.append((name, "t", [str(value)]))
-    words = [word for name, kind, value in properties for word in (name, kind, *value)]
-    call = _call("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail")
-    return [*call, str(len(properties)), *words, "0"]
+    return [
+        (name, "t", [str(value)]) for controller, name, value in wanted if controller in controllers
+    ]
 
 
 def attach_argv(unit: str, pids: Collection[int]) -> list[str]:

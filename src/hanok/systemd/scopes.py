@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from hanok.errors import HanokError, HostError
 from hanok.proc import Owner, Runner, find_owned, find_program, is_alive
@@ -27,6 +34,7 @@ from hanok.systemd.names import (
     attach_argv,
     limit_in,
     network_scope,
+    resize_argv,
     start_scope_argv,
     unit_in,
     vm_scope,
@@ -37,6 +45,9 @@ _VM = "vm"
 _NETWORK = ("keeper", "dnsmasq", "pasta")
 _CGROUPS = Path("/sys/fs/cgroup")
 _RUNS = Path("/run/systemd/system")
+_BUS = Path("/run/dbus/system_bus_socket")
+_BUS_LIMIT = 60.0
+_BUS_LOOK = 0.5
 _CALL_LIMIT = 25.0
 _OLD_SCOPE_LIMIT = 5.0
 _OLD_SCOPE_LOOK = 0.1
@@ -72,6 +83,10 @@ class Scopes(Protocol):
         """Have a process that was just started put into its scope, without waiting for that."""
         ...
 
+    async def resize(self, uuid: str) -> None:
+        """Bring the limits of a VM that is up to what it may take now; never raises."""
+        ...
+
     async def adopt(self, home: Path) -> None:
         """Put every process of a data directory that an earlier daemon left outside into one."""
         ...
@@ -94,6 +109,9 @@ class NoScopes:
     def put_soon(self, owner: Owner, pid: int) -> None:
         """See Scopes.put_soon."""
 
+    async def resize(self, uuid: str) -> None:
+        """See Scopes.resize."""
+
     async def adopt(self, home: Path) -> None:
         """See Scopes.adopt."""
 
@@ -111,8 +129,15 @@ class SystemdScopes:
     ``charge_of`` tells what the VM of a uuid may take, None when there is no such VM.
     """
 
-    def __init__(self, runner: Runner, charge_of: ChargeOf, cgroups: Path = _CGROUPS) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        charge_of: ChargeOf,
+        cgroups: Path = _CGROUPS,
+        bus: Path = _BUS,
+    ) -> None:
         self._runner = runner
+        self._bus = bus
         self._charge_of = charge_of
         self._cgroups = cgroups
         self._daemon = own_unit()
@@ -129,9 +154,34 @@ class SystemdScopes:
             self._worker = asyncio.create_task(self._work(), name="scopes")
 
     async def _work(self) -> None:
+        await self._wait_for_bus()
         while not self._waiting.empty():
             owner, pid = self._waiting.get_nowait()
             await self._put(owner, pid)
+
+    async def _wait_for_bus(self) -> None:
+        """Wait a while until the bus is there: a daemon may start VMs while its host boots."""
+        waiting = AsyncRetrying(
+            stop=stop_after_delay(_BUS_LIMIT),
+            wait=wait_fixed(_BUS_LOOK),
+            retry=retry_if_result(lambda there: not there),
+        )
+        with contextlib.suppress(RetryError):  # then systemd's refusal tells why
+            await waiting(self._has_bus)
+
+    async def _has_bus(self) -> bool:
+        return self._bus.exists()
+
+    async def resize(self, uuid: str) -> None:
+        """See Scopes.resize."""
+        unit = vm_scope(uuid)
+        charge = await self._charge_of(uuid)
+        if charge is None or not (self._cgroups / SLICE / unit).is_dir():
+            return
+        try:
+            await self._call(resize_argv(unit, charge.limits, self._controllers()))
+        except HanokError as error:
+            _log.warning("the limits of %s stay what they were: %s", unit, error.message)
 
     async def adopt(self, home: Path) -> None:
         """See Scopes.adopt."""
