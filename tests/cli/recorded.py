@@ -26,6 +26,7 @@ def vm_view(name: str = "web", **changes: Any) -> dict[str, Any]:
         "stack": None,
         "template": None,
         "clone": None,
+        "nested": True,
         **changes,
     }
 
@@ -54,6 +55,8 @@ def vm_detail(name: str = "web", **changes: Any) -> dict[str, Any]:
         "cpu_seconds": 12.5,
         "resident": 300000000,
         "proportional": 40000000,
+        "backend_seconds": None,
+        "backend_memory": None,
         "boot": "booted: the image has no guest agent",
         "ready": {"port": 80, "url": None, "command": None, "timeout": 300.0},
         "packages": ["nginx"],

@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not answer.truncate:
                 self.wfile.write(b"0\r\n\r\n")
 
-    do_GET = do_POST = do_PUT = do_DELETE = _handle
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

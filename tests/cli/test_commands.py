@@ -398,6 +398,23 @@ def test_host_show_marks_the_policy_shared(api: StandIn, hanok: Hanok) -> None:
     assert re.search(r"^shared +5 GiB saved because", shown, re.M)
 
 
+def test_host_show_tells_how_a_type_1_hypervisor_divides_the_host(
+    api: StandIn, hanok: Hanok
+) -> None:
+    share = {
+        "memory": 68719476736, "free": 42949672960, "cpus": 32, "scheduler": "credit2",
+        "capabilities": ["pv", "hvm"], "own_memory": 4294967296, "own_cpus": 4,
+        "own_cpu_seconds": 12.5,
+    }  # fmt: skip
+    facts = {**recorded.HOST["hypervisors"][0], "name": "xen", "type": 1, "share": share}
+    api.on("GET", "host", {**recorded.HOST, "hypervisors": [facts]})
+    shown = hanok("host", "show").stdout
+    assert "(Type 1)" in shown
+    assert "credit2" in shown
+    assert "4.0 GiB, 4 vCPUs" in shown or "4 GiB, 4 vCPUs" in shown
+    assert "40" in shown
+
+
 def test_host_show_of_the_policy_guaranteed(api: StandIn, hanok: Hanok) -> None:
     host = {**recorded.HOST, "memory_policy": "guaranteed", "sold": 671088640}
     api.on("GET", "host", host)
@@ -494,7 +511,8 @@ def test_help_names_every_command_and_option(hanok: Hanok) -> None:
         else:
             assert "--json" in shown.stdout, name
             assert "Examples:" in shown.stdout, name
-    expected = ["template", "image", "network", "host", "lab", "remote", "operations", "token"]
+    expected = ["disk", "template", "image", "network", "assess", "plan", "host", "lab", "remote"]
+    expected += ["operations", "token"]
     assert groups == expected
     assert hanok().returncode == 2
 

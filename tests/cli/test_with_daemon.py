@@ -17,6 +17,7 @@ from hanok.client.daemon import DaemonFinder
 from hanok.errors import HanokError
 from hanok.proc import is_alive
 from tests.cli.conftest import LIMIT, Hanok
+from tests.cli.test_apply import plan
 from tests.fake_image import fake_images
 
 SHOP = """\
@@ -284,3 +285,21 @@ def test_host_and_fit(real: Hanok) -> None:
     probed = real("host", "probe")
     assert (probed.returncode, probed.stdout) == (2, "")
     assert "fake has nothing to measure" in probed.stderr
+
+
+def test_the_vms_of_a_plan_are_made_and_a_second_run_makes_none(
+    real: Hanok, tmp_path: Path
+) -> None:
+    small = plan(("Db.1", "h1"), ("web", "h1"))
+    vms = tuple(vm.model_copy(update={"memory": 128 * 2**20, "vcpus": 1}) for vm in small.vms)
+    (tmp_path / "plan.json").write_text(small.model_copy(update={"vms": vms}).model_dump_json())
+    words = ("apply", str(tmp_path), "--image", "micro", "--host", "h1=local", "--json")
+    first = real(*words)
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["made"] == ["db-1", "web"]
+    assert json.loads(real(*words).stdout)["made"] == []
+    found = {vm["name"]: vm for vm in json.loads(real("list", "--json").stdout)}
+    assert {name: vm["memory"] for name, vm in found.items()} == {
+        "db-1": 128 * 2**20,
+        "web": 128 * 2**20,
+    }

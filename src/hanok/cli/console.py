@@ -23,7 +23,11 @@ _CHUNK = 32768
 @click.command(
     "console",
     cls=Example,
-    examples=("hanok console web", "printf 'root\\n' | hanok console --linger 5 web"),
+    examples=(
+        "hanok console web",
+        "printf 'root\\n' | hanok console --linger 5 web",
+        "hanok console win --vnc",
+    ),
 )
 @click.argument("name", shell_complete=complete_vm)
 @click.option(
@@ -34,10 +38,24 @@ _CHUNK = 32768
     metavar="SECONDS",
     help="When piped input ends: go on until the guest is silent for so long.",
 )
+@click.option(
+    "--vnc",
+    is_flag=True,
+    help="Its screen instead: print where a VNC viewer finds it and with what password.",
+)
 @common_options
 @pass_session
-def console(session: Session, name: str, linger: float) -> None:
-    """Use the serial console of the VM NAME. Ctrl-] leaves it; the VM goes on."""
+def console(session: Session, name: str, linger: float, vnc: bool) -> None:
+    """Use the serial console of the VM NAME. Ctrl-] leaves it; the VM goes on.
+
+    With --vnc it leads viewers on this machine to the VM's screen, on whatever host that is, until
+    Ctrl-C.
+    """
+    if vnc:
+        from hanok.cli.screen import lead_viewers
+
+        lead_viewers(session, name)
+        return
     vm = session.client.vm(name)
     if session.out.as_json:
         session.out.json({"name": vm["name"], "uuid": vm["uuid"], "state": vm["state"]})

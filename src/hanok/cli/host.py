@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,7 @@ from hanok.cli.base import (
     complete_template,
     pass_session,
 )
-from hanok.cli.output import Cell
+from hanok.cli.output import Cell, Output
 from hanok.cli.progress import follow
 from hanok.client.wire import FitWire
 from hanok.units import format_size
@@ -24,7 +24,7 @@ from hanok.units import format_size
 _SHAPE: dict[str, object] = {"cpus": 1, "memory": "512M", "disk": "4G"}
 
 if TYPE_CHECKING:
-    from hanok.model.views import HostView
+    from hanok.model.views import FileSystemView, HostView
 
 
 @click.group(
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     sections={
         "Commands": {
             "show": Lazy("host", "show", "Show capacity, hypervisors, what is used and reserved."),
+            "prepare": Lazy(
+                "prepare", "prepare", "Make this server boot Xen, or be what it was before."
+            ),
             "probe": Lazy("host", "probe", "Find out again what the hypervisors can do here."),
         }
     },
 )
 def host() -> None:
-    """Show this host, or probe its hypervisors again."""
+    """Show this host, prepare it for Xen, or probe its hypervisors again."""
 
 
 @click.command("show", cls=Example, examples=("hanok host show", "hanok host show --all"))
@@ -117,7 +120,7 @@ def _print(session: Session, host: HostView) -> None:
             ("hanok", f"{host['version']}, as {host['user']}, data in {host['home']}"),
             ("kernel", host["kernel"]),
             ("CPUs", cpus),
-            ("memory", format_size(host["memory"])),
+            ("memory", _all_memory(host)),
             *_memory(host),
             ("listens at", host.get("listen")),
             ("certificate", _pairs(host.get("fingerprint"))),
@@ -138,6 +141,7 @@ def _print(session: Session, host: HostView) -> None:
         for room in host["rooms"]
     ]
     out.table(("RESOURCE", ">CAPACITY", ">RESERVED", ">USED", ">FREE"), rows)
+    _print_file_systems(session, host.get("filesystems", []))
     for facts in host["hypervisors"]:
         out.line()
         out.pairs(
@@ -147,11 +151,76 @@ def _print(session: Session, host: HostView) -> None:
                 ("why", facts.get("reason") or None),
                 ("modes", ", ".join(facts["modes"])),
                 ("machine", facts.get("machine_type")),
+                ("confined", facts.get("confinement")),
+                *_share(facts.get("share")),
             ]
         )
+    _print_networking(out, host)
     for note in host["notes"]:
         out.line()
-        out.pairs([("note", note)])
+        out.pairs([("note", Cell(note, "yellow"))])
+
+
+_LEVELS = {"warning": "yellow", "critical": "red"}
+
+
+def _all_memory(host: HostView) -> Cell:
+    """Return the host's memory, and how much of it is used by whatever."""
+    percent = host.get("memory_percent")
+    told = "" if percent is None else f", {percent} % used"
+    return Cell(f"{format_size(host['memory'])}{told}", _LEVELS.get(host.get("memory_level") or ""))
+
+
+def _print_file_systems(session: Session, found: Sequence[FileSystemView]) -> None:
+    """Print how full what holds Hanok's data is; a daemon of another version does not say it."""
+    if not found:
+        return
+    session.out.line()
+    rows = [
+        (
+            one["mount"],
+            format_size(one["size"]),
+            format_size(one["free"]) if one["free"] else "0",
+            Cell(f"{one['percent']} %", _LEVELS.get(one["level"])),
+            ", ".join(one["holds"]),
+        )
+        for one in found
+    ]
+    session.out.table(("FILE SYSTEM", ">SIZE", ">FREE", ">FULL", "HOLDS"), rows)
+
+
+_NETWORKS = {
+    "namespace": "in namespaces of their own",
+    "user": "QEMU's own user networking, one VM each",
+}
+
+
+def _print_networking(out: Output, host: HostView) -> None:
+    """Say what networks are made of; an older daemon does not say it."""
+    facts = host.get("networking")
+    if facts is None:
+        return
+    out.line()
+    out.pairs(
+        [
+            ("networks", _NETWORKS.get(facts["kind"], facts["kind"])),
+            ("why", facts["reason"] or None),
+            ("limits", "\n".join(facts["limits"]) or None),
+        ]
+    )
+
+
+def _share(share: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return how a Type 1 hypervisor divides the host; nothing for others."""
+    if share is None:
+        return []
+    own = f"{format_size(share['own_memory'])}, {share['own_cpus']} vCPUs"
+    return [
+        ("scheduler", share["scheduler"]),
+        ("offers", ", ".join(share["capabilities"])),
+        ("Dom0 has", f"{own}; it took {share['own_cpu_seconds']:.0f} s of CPU time"),
+        ("no domain's", f"{format_size(share['free'])} of {format_size(share['memory'])}"),
+    ]
 
 
 def _memory(host: HostView) -> list[tuple[str, Cell | str | None]]:

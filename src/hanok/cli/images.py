@@ -15,7 +15,6 @@ from hanok.cli.base import (
     complete_image,
     pass_session,
 )
-from hanok.cli.listing import when
 from hanok.cli.progress import follow
 from hanok.errors import HanokError
 from hanok.units import format_size
@@ -30,7 +29,13 @@ _SHORT_ID = 12
         "Commands": {
             "list": Lazy("images", "list_images", "List the images of this host."),
             "build": Lazy("images", "build", "Build an image, with packages if wanted."),
-            "inspect": Lazy("images", "inspect", "Show everything about an image."),
+            "import": Lazy("imports", "import_disk", "Make an image of a disk that others made."),
+            "pull": Lazy("pull", "pull", "Download a cloud image of the catalog."),
+            "catalog": Lazy("pull", "catalog", "List the cloud images that can be pulled."),
+            "inspect": Lazy("inspect", "inspect", "Show an image and what its kernels can do."),
+            "paravirtualize": Lazy(
+                "paravirtualize", "paravirtualize", "Make an image that suits mode para of another."
+            ),
             "delete": Lazy("images", "delete", "Delete images that no VM uses."),
         }
     },
@@ -38,7 +43,7 @@ _SHORT_ID = 12
     examples=("hanok image build debian:12 --package nginx", "hanok image list"),
 )
 def image() -> None:
-    """List, build, inspect and delete images: what VMs boot from."""
+    """List, build, import, inspect and delete images: what VMs boot from."""
 
 
 @click.command("list", cls=Example, examples=("hanok image list",))
@@ -84,34 +89,6 @@ def build(session: Session, image: str, packages: Sequence[str]) -> None:
         session.out.json(final["result"] or final)
     else:
         session.out.line(f"{image} is built")
-
-
-@click.command("inspect", cls=Example, examples=("hanok image inspect debian:12",))
-@click.argument("image", shell_complete=complete_image)
-@common_options
-@pass_session
-def inspect(session: Session, image: str) -> None:
-    """Show everything about IMAGE, a reference or an id."""
-    found = session.client.image(image)
-    if session.out.as_json:
-        session.out.json(found)
-        return
-    kernels = [f"{one['name']} ({', '.join(one['modes'])})" for one in found["kernels"]]
-    session.out.pairs(
-        [
-            ("image", found["ref"]),
-            ("id", found["id"]),
-            ("system", found["os"]),
-            ("packages", " ".join(found["packages"]) or None),
-            ("kernels", "\n".join(kernels) or "none: its firmware boots the disk"),
-            ("disk", f"{found['disk_format']}, {format_size(found['disk_size'])}"),
-            ("on disk", format_size(found["size"])),
-            ("needs memory", format_size(found["minimum_memory"])),
-            ("guest agent", "yes" if found["agent"] else "no"),
-            ("ssh user", found["ssh_user"]),
-            ("built", when(found["created"])),
-        ]
-    )
 
 
 @click.command("delete", cls=Example, examples=("hanok image delete debian:12",))

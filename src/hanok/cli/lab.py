@@ -67,7 +67,7 @@ def lab() -> None:
     type=click.Choice(plan.HYPERVISORS),
     default="tcg",
     show_default=True,
-    help="What its own VMs run on: kvm gives it a CPU that can virtualize.",
+    help="What its own VMs run on: kvm gives it a CPU that can virtualize, xen a Xen below it.",
 )
 @click.option("--count", type=int, default=1, metavar="N", help="Several: NAME-1, NAME-2, ...")
 @click.option(
@@ -77,7 +77,7 @@ def lab() -> None:
     help="The network that they are on (default: default); made when there is none.",
 )
 @click.option("--cpus", type=int, default=2, show_default=True, help="Virtual CPUs of each.")
-@click.option("--memory", metavar="SIZE", default="2G", show_default=True, help="Memory of each.")
+@click.option("--memory", metavar="SIZE", help="Memory of each (default: 2G; for xen 3G).")
 @click.option("--disk", metavar="SIZE", default="8G", show_default=True, help="Disk of each.")
 @click.option("--cold", is_flag=True, help="Boot each; make no clones and keep no template.")
 @common_options
@@ -89,7 +89,7 @@ def up(
     count: int,
     network: str | None,
     cpus: int,
-    memory: str,
+    memory: str | None,
     disk: str,
     cold: bool,
 ) -> None:
@@ -197,6 +197,7 @@ def _print(session: Session, hosts: Sequence[VmView]) -> None:
             (
                 host["name"],
                 state_cell(host["state"]),
+                plan.hypervisor_of(host),
                 str(host["cpus"]),
                 format_size(host["memory"]),
                 ", ".join(host["addresses"]) or "-",
@@ -204,7 +205,7 @@ def _print(session: Session, hosts: Sequence[VmView]) -> None:
                 host["name"] if host["name"] in known else "-",
             )
         )
-    titles = ("NAME", "STATE", "VCPUS", "MEMORY", "ADDRESS", "DAEMON", "REMOTE")
+    titles = ("NAME", "STATE", "HYPERVISOR", "VCPUS", "MEMORY", "ADDRESS", "DAEMON", "REMOTE")
     session.out.table(titles, rows)
 
 

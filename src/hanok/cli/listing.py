@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 import click
 
 from hanok.cli.base import Example, Session, common_options, complete_vm, pass_session
+from hanok.cli.keeping import (
+    autostart_text,
+    health_text,
+    restart_text,
+    state_of,
+    watchdog_text,
+)
 from hanok.cli.output import Cell, Output, state_cell
 from hanok.units import format_size
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,8})", re.A)
 _SHORTEST_SPAN = 3
+# States whose reason is told below a list, in the words of there.
+_TOLD = {"failed": "failed", "paused": "is paused", "waiting": "waits for a restart"}
 
 if TYPE_CHECKING:
     from hanok.client.remotes import Remote
@@ -98,15 +107,15 @@ def _titles(wide: bool) -> tuple[str, ...]:
 
 def _print_failed(out: Output, vms: Sequence[VmView]) -> None:
     for vm in vms:
-        if vm["state"] == "failed" and vm["reason"]:
+        if vm["state"] in _TOLD and vm["reason"]:
             out.line()
-            out.pairs([(f"{vm['name']} failed:", vm["reason"])])
+            out.pairs([(f"{vm['name']} {_TOLD[vm['state']]}:", vm["reason"])])
 
 
 def _row(vm: VmView, wide: bool) -> tuple[Cell | str, ...]:
     row = (
         vm["name"],
-        state_cell(vm["state"]),
+        state_cell(state_of(vm)),
         vm["image"],
         hypervisor_of(vm),
         vm["mode"],
@@ -252,9 +261,18 @@ def print_vm(out: Output, vm: VmDetail, remote: Remote | None = None) -> None:
             ("memory", overhead),
             ("limits", limits_text(vm.get("limits"))),
             ("disk", format_size(vm["disk"])),
+            ("data disks", "\n".join(_data_disks(vm)) or None),
             ("networks", "\n".join(_nics(vm)) or None),
+            ("network limits", "\n".join(vm.get("network_limits", ())) or None),
             ("ports", ports_there(vm["ports"], remote)),
+            ("pending", _pending(vm)),
             ("ready check", _ready(vm)),
+            ("health", health_text(vm)),
+            ("restart", restart_text(vm)),
+            ("autostart", autostart_text(vm)),
+            ("watchdog", watchdog_text(vm)),
+            ("firmware", vm.get("firmware")),
+            ("display", None if vm.get("display") == "none" else vm.get("display")),
             ("last start", vm["boot"]),
             ("ready after", seconds(vm["ready_seconds"])),
             ("created", when(vm["created"])),
@@ -262,6 +280,7 @@ def print_vm(out: Output, vm: VmDetail, remote: Remote | None = None) -> None:
             ("process", None if vm["pid"] is None else f"pid {vm['pid']}"),
             ("in use", _memory_in_use(vm)),
             ("CPU time", seconds(vm["cpu_seconds"])),
+            ("of it in Dom0", _backend(vm)),
             ("evidence", "\n".join(_evidence(vm)) or None),
         ]
     )
@@ -285,9 +304,25 @@ def _nics(vm: VmDetail) -> list[str]:
     return [f"{nic['network']}: {nic['address']} ({nic['mac']})" for nic in vm["networks"]]
 
 
+def _data_disks(vm: VmDetail) -> list[str]:
+    return [
+        f"{disk['name']}: {format_size(disk['size'])}" + ("" if disk["attached"] else " (detached)")
+        for disk in vm.get("data_disks", [])
+    ]
+
+
+def _pending(vm: VmDetail) -> str | None:
+    """Return what the VM was asked to be and is not yet, and what that takes."""
+    lines = [
+        f"{one['field']}: {one['wanted']} instead of {one['now']}; {one['needs']}"
+        for one in vm.get("pending", [])
+    ]
+    return "\n".join(lines) or None
+
+
 def _ready(vm: VmDetail) -> str | None:
     ready = vm["ready"]
-    for kind in ("port", "url", "command"):
+    for kind in ("port", "url", "command", "console"):
         if ready.get(kind) is not None:
             return f"{kind} {ready[kind]}, within {ready.get('timeout', 0):g} s"
     return None
@@ -310,6 +345,17 @@ def _memory_in_use(vm: VmDetail) -> str | None:
         beside = "" if resident is None else f"; {format_size(resident)} resident"
         return f"{format_size(share)} of memory (its share{beside})"
     return None if resident is None else f"{format_size(resident)} of memory resident"
+
+
+def _backend(vm: VmDetail) -> str | None:
+    """Return what the process in Dom0 that serves the VM's devices takes; None without one.
+
+    A daemon of another version may not say it.
+    """
+    taken, memory = vm.get("backend_seconds"), vm.get("backend_memory")
+    if taken is None or memory is None:
+        return None
+    return f"{seconds(taken)} of CPU time and {format_size(memory)}, for its devices and agent"
 
 
 def _evidence(vm: VmDetail) -> list[str]:

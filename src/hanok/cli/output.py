@@ -39,6 +39,8 @@ _STATE_STYLES = {
     "paused": "blue",
     "stopped": "dim",
     "failed": "red",
+    "unhealthy": "red",
+    "waiting": "yellow",
     "cancelled": "yellow",
 }
 # All control characters but line feed and tab; the C1 ones start sequences in some terminals too.
@@ -142,6 +144,7 @@ class Output:
 
 def problem_of(error: HanokError) -> dict[str, object]:
     """Return ``error`` as the API writes it (RFC 9457)."""
+    details: dict[str, object] = getattr(error, "details", {})
     return {
         "type": "about:blank",
         "title": type(error).__name__,
@@ -151,6 +154,7 @@ def problem_of(error: HanokError) -> dict[str, object]:
         "field": error.field,
         "expected": error.expected,
         "hint": error.hint,
+        **details,
     }
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
@@ -42,7 +42,7 @@ def follow_all(session: Session, operations: Sequence[OperationWire]) -> list[Op
     """
     latest = {operation["id"]: operation for operation in operations}
     try:
-        with _view(session.out) as view:
+        with open_view(session.out) as view:
             for operation in operations:
                 view.show(operation)
             for operation in _changes(session.client, operations):
@@ -107,7 +107,53 @@ def title_of(operation: OperationWire) -> str:
     return printable(f"{operation['kind']} {operation['target']}".rstrip())
 
 
-def _view(out: Output) -> AbstractContextManager[View]:
+class Sending:
+    """How much of a file was sent, shown at each hundredth."""
+
+    def __init__(self, view: View, name: str, size: int) -> None:
+        self._view = view
+        self._name = name
+        self._size = size
+        self._sent = 0
+        self._shown = -1
+
+    def add(self, count: int) -> None:
+        """Count bytes that were sent."""
+        self._sent += count
+        hundredth = 100 * self._sent // self._size if self._size else 100
+        if hundredth == self._shown:
+            return
+        self._shown = hundredth
+        message = f"{hundredth} of 100 percent"
+        self._view.show(local_operation("send", self._name, message, hundredth / 100))
+
+
+@contextmanager
+def sending(session: Session, name: str, size: int) -> Iterator[Sending]:
+    """Show how ``size`` bytes called ``name`` are sent, during the block."""
+    with open_view(session.out) as view:
+        yield Sending(view, name, size)
+
+
+def local_operation(kind: str, target: str, message: str, fraction: float | None) -> OperationWire:
+    """Return what looks like an operation, for work that the command itself does."""
+    return {
+        "id": kind,
+        "kind": kind,
+        "target": target,
+        "state": "running",
+        "message": message,
+        "fraction": fraction,
+        "error": None,
+        "result": None,
+        "arguments": {},
+        "created": 0.0,
+        "finished": None,
+    }
+
+
+def open_view(out: Output) -> AbstractContextManager[View]:
+    """Return what shows how operations go: bars on a terminal, lines elsewhere."""
     if out.as_json:
         return nullcontext(_Silent())
     if sys.stderr.isatty() and not _is_dumb():

@@ -17,6 +17,7 @@ from hanok.cli.base import (
     complete_network,
     pass_session,
 )
+from hanok.cli.keeping import keeping_fields, keeping_options
 from hanok.cli.listing import print_vms, seconds
 from hanok.cli.progress import follow
 from hanok.errors import InvalidInput
@@ -31,6 +32,7 @@ _LARGEST_USER_DATA = 128 * 1024
         "hanok run micro --name first",
         "hanok run debian:12 --name web --memory 512M --package nginx --publish 8080:80",
         "hanok run debian:12 --name db --user-data setup.sh --ready-port 5432",
+        "hanok run micro --name keep --restart on-failure:5 --health agent --on-unhealthy restart",
     ),
 )
 @click.argument("image", shell_complete=complete_image)
@@ -61,18 +63,44 @@ _LARGEST_USER_DATA = 128 * 1024
     type=click.File("rb"),
     help="A cloud-init file (#cloud-config or a script); - is standard input.",
 )
+@click.option(
+    "--arch",
+    type=click.Choice(("amd64", "arm64")),
+    help="Of its processor (default: as its image is); another than the host's is emulated.",
+)
+@click.option(
+    "--firmware",
+    type=click.Choice(("bios", "uefi")),
+    help="What boots the disk of an imported image (default: as it says).",
+)
+@click.option(
+    "--secure-boot", is_flag=True, help="UEFI starts only what is signed (imported images)."
+)
+@click.option(
+    "--display",
+    type=click.Choice(("none", "vga")),
+    help="Its screen (default: vga in mode full on QEMU, else none).",
+)
+@click.option("--tpm", is_flag=True, help="It has a TPM 2.0 (imported images).")
+@click.option(
+    "--ready",
+    metavar="CHECK",
+    help="Ready when this holds: tcp:PORT, console:TEXT or a URL, http://...",
+)
 @click.option("--ready-port", type=int, metavar="PORT", help="Ready when this port answers.")
 @click.option("--ready-url", metavar="URL", help="Ready when this URL of the guest answers.")
 @click.option("--ready-command", metavar="CMD", help="Ready when this succeeds in the guest.")
 @click.option(
     "--ready-timeout", type=float, metavar="SECONDS", help="Failed when not ready by then."
 )
+@keeping_options
 @click.option("--cold", is_flag=True, help="Boot it, even where a warm template is at hand.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
 @common_options
 @pass_session
 def run(
     session: Session,
+    /,
     image: str,
     name: str,
     cpus: int | None,
@@ -83,19 +111,26 @@ def run(
     publish: Sequence[str],
     packages: Sequence[str],
     user_data: BinaryIO | None,
+    arch: str | None,
+    firmware: str | None,
+    secure_boot: bool,
+    display: str | None,
+    tpm: bool,
+    ready: str | None,
     ready_port: int | None,
     ready_url: str | None,
     ready_command: str | None,
     ready_timeout: float | None,
     cold: bool,
     no_wait: bool,
+    **keeping: object,
 ) -> None:
     """Create a VM from IMAGE, start it, and wait until it is ready.
 
     The first run of an image and shape leaves a warm template behind; later ones go on from it
     instead of booting, where they can. "hanok show" tells how a VM came up.
     """
-    ready = {
+    checks = {
         "port": ready_port,
         "url": ready_url,
         "command": ready_command,
@@ -110,8 +145,14 @@ def run(
         "publish": list(publish) or None,
         "packages": list(packages) or None,
         "user_data": None if user_data is None else read_user_data(user_data),
-        "ready": {key: value for key, value in ready.items() if value is not None} or None,
+        "architecture": arch,
+        "firmware": firmware,
+        "secure_boot": secure_boot or None,
+        "display": display,
+        "tpm": tpm or None,
+        "ready": _ready(ready, {key: one for key, one in checks.items() if one is not None}),
         "cold": cold or None,
+        **keeping_fields(keeping),
     }
     spec = {key: value for key, value in fields.items() if value is not None}
     operation = session.client.run({"name": name, "image": image, **spec})
@@ -130,6 +171,21 @@ def run(
     session.out.line()
     session.out.line(f"{name} is {vm['state']}" + (f" after {took}." if took else "."))
     session.out.line(f"Try: {session.program} exec {name} -- uname -a")
+
+
+def _ready(text: str | None, checks: dict[str, object]) -> object:
+    """Return the readiness check of ``--ready`` and of ``--ready-...``."""
+    if text is None:
+        return checks or None
+    kind, _, rest = text.partition(":")
+    key = {"tcp": "port", "console": "console", "http": "url"}.get(kind)
+    if key is None or not rest or (key == "port" and not rest.isdecimal()):
+        raise InvalidInput(
+            f"{text[:60]!r} is no readiness check",
+            field="--ready",
+            expected="tcp:PORT, console:TEXT or a URL that starts with http://",
+        )
+    return {**checks, key: int(rest) if key == "port" else text if key == "url" else rest}
 
 
 def read_user_data(source: BinaryIO) -> str:

@@ -18,6 +18,25 @@ LARGEST = 1024 * 1024
 _MOST_NODES = 100_000
 _DEEPEST = 32
 
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a YAML file is, for errors, and how large it may be."""
+
+    what: str
+    keys: str
+    hint: str
+    argument: str = "FILE"
+    largest: int = LARGEST
+    most_nodes: int = _MOST_NODES
+
+
+STACK = FileKind(
+    "a stack file",
+    "name and vms",
+    "name one: hanok up FILE (without it hanok.yaml of the current folder is used)",
+)
+
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {"", "~", "null", "Null", "NULL"}
 
@@ -69,31 +88,45 @@ class StackFile:
         """Return ``FILE:LINE`` of the key that ``error`` is about, or of the nearest above it."""
         if error.field is None:
             return None
-        parts = error.field.split(".")
-        for length in range(len(parts), 0, -1):
-            line = self.lines.get(".".join(parts[:length]))
-            if line is not None:
-                return f"{self.path}:{line}"
-        return f"{self.path}:1" if parts[0] in ("name", "vms", "networks") else None
+        line = line_of(self.lines, error.field)
+        if line is not None:
+            return f"{self.path}:{line}"
+        is_ours = error.field.split(".")[0] in ("name", "vms", "networks")
+        return f"{self.path}:1" if is_ours else None
+
+
+def line_of(lines: dict[str, int], field: str) -> int | None:
+    """Return the line of ``field``, a dotted path, or of the nearest one above it in the file."""
+    parts = field.split(".")
+    for length in range(len(parts), 0, -1):
+        line = lines.get(".".join(parts[:length]))
+        if line is not None:
+            return line
+    return None
 
 
 def read_stack_file(path: Path) -> StackFile:
-    """Read the stack file ``path``.
+    """Read the stack file ``path``. Raises InvalidInput as ``read_yaml_file`` does."""
+    return StackFile(path, *read_yaml_file(path, STACK))
+
+
+def read_yaml_file(path: Path, kind: FileKind) -> tuple[dict[str, object], dict[str, int]]:
+    """Return the content of the file ``path`` and the line of each key by its dotted path.
 
     Raises InvalidInput, with the line, when it is missing, too large, no YAML, or no mapping, when
     a key is there twice, and when aliases make it huge.
     """
-    text = _read(path)
+    text = _read(path, kind)
     try:
         node = yaml.compose(text, Loader=_Loader)
-        reader = _Reader(path)
+        reader = _Reader(path, kind.most_nodes)
         content = reader.value(node, "") if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         raise InvalidInput(
             f"{place}: not YAML: {error.problem or error.context}",
-            expected="a stack file in YAML",
+            expected=f"{kind.what} in YAML",
             hint="look at that line's indentation, colons and quotes",
         ) from None
     except (yaml.YAMLError, RecursionError) as error:
@@ -101,44 +134,44 @@ def read_stack_file(path: Path) -> StackFile:
         raise InvalidInput(f"{path}: not YAML: {reason}") from None
     if not isinstance(content, dict):
         raise InvalidInput(
-            f"{path} holds no mapping", expected="a stack file with the keys name and vms"
+            f"{path} holds no mapping", expected=f"{kind.what} with the keys {kind.keys}"
         )
-    return StackFile(path, content, reader.lines)
+    return content, reader.lines
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, kind: FileKind) -> str:
+    field = kind.argument
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(kind.largest + 1)
     except FileNotFoundError:
         raise InvalidInput(
-            f"there is no file {path}",
-            field="FILE",
-            expected="a stack file",
-            hint="name one: hanok up FILE (without it hanok.yaml of the current folder is used)",
+            f"there is no file {path}", field=field, expected=kind.what, hint=kind.hint
         ) from None
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="FILE") from None
-    if len(data) > LARGEST:
-        raise InvalidInput(f"{path} is too large", field="FILE", expected="at most 1 MiB")
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field=field) from None
+    if len(data) > kind.largest:
+        most = f"at most {kind.largest // 2**20} MiB"
+        raise InvalidInput(f"{path} is too large", field=field, expected=most)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is not text", field="FILE", expected="UTF-8") from None
+        raise InvalidInput(f"{path} is not text", field=field, expected="UTF-8") from None
 
 
 class _Reader:
     """Turns nodes into plain data, noting the line of each key."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most_nodes: int) -> None:
         self.lines: dict[str, int] = {}
         self._path = path
         self._nodes = 0
+        self._most_nodes = most_nodes
 
     def value(self, node: Node, at: str, depth: int = 0) -> object:
         """Return what ``node`` stands for; ``at`` is its dotted path."""
         self._nodes += 1
-        if self._nodes > _MOST_NODES:
+        if self._nodes > self._most_nodes:
             raise self._bad(node, "too much content (aliases count each time they are used)")
         if depth > _DEEPEST:
             raise self._bad(node, "it is nested too deeply")

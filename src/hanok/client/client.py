@@ -15,6 +15,7 @@ from hanok.client.wire import (
     FINAL_STATES,
     EventWire,
     FitWire,
+    ImageKernelsWire,
     OperationWire,
     ProblemWire,
     VersionWire,
@@ -23,6 +24,7 @@ from hanok.errors import DaemonUnreachable, HanokError, InvalidInput
 
 if TYPE_CHECKING:
     from hanok.model.views import (
+        CatalogView,
         ExecView,
         HostView,
         ImageView,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         TokenView,
         VmDetail,
         VmView,
+        VncView,
     )
 
 _RECONNECT_PAUSE = 0.2
@@ -122,6 +125,20 @@ class Client:
         """Ask for start, stop, restart, pause or resume. Raises NotFound, Conflict."""
         return self._operation("POST", f"vms/{_segment(name)}/{action}", body)
 
+    def set(self, name: str, wanted: Mapping[str, object]) -> OperationWire:
+        """Change a VM. Raises InvalidInput, NotFound, Conflict, NotAdmitted."""
+        return self._operation("PATCH", f"vms/{_segment(name)}", wanted)
+
+    def attach_disk(self, name: str, wanted: Mapping[str, object]) -> OperationWire:
+        """Add a data disk to a VM (name, size), or attach one again. Raises as ``set``."""
+        return self._operation("POST", f"vms/{_segment(name)}/disks", wanted)
+
+    def detach_disk(self, name: str, disk: str, *, delete: bool) -> OperationWire:
+        """Detach a data disk of a VM, and remove it with ``delete``. Raises as ``set``."""
+        query = {"delete": "true" if delete else "false"}
+        path = f"vms/{_segment(name)}/disks/{_segment(disk)}"
+        return self._operation("DELETE", path, query=query)
+
     def delete(self, name: str, *, force: bool) -> OperationWire:
         """Delete a VM, a running one only by ``force``. Raises NotFound, Conflict."""
         flag = "true" if force else "false"
@@ -177,6 +194,15 @@ class Client:
             )
         return view
 
+    def screenshot(self, name: str) -> bytes:
+        """Return what the screen of the VM shows, a PNG. Raises Conflict when it has none."""
+        with self._transport.request("GET", f"/v1/vms/{_segment(name)}/screenshot") as response:
+            return response.read()
+
+    def admit_viewers(self, name: str) -> VncView:
+        """Let viewers of the VM's screen in for a while. Raises Conflict when it has none."""
+        return cast("VncView", self._call("POST", f"vms/{_segment(name)}/vnc"))
+
     def logs(self, name: str, *, lines: int | None, follow: bool) -> Iterator[bytes]:
         """Yield the console's log in pieces as they come."""
         query = {"follow": "true" if follow else "false"}
@@ -210,6 +236,19 @@ class Client:
             length=length,
             content_type="application/octet-stream",
             timeout=600,
+        ) as response:
+            response.read()
+
+    def write_into(self, name: str, path: str, data: bytes) -> None:
+        """Write ``data`` into what the guest has at ``path``, such as a pipe. Raises GuestError."""
+        query = {"path": path, "as_it_is": "true"}
+        with self._transport.request(
+            "PUT",
+            f"/v1/vms/{_segment(name)}/file",
+            query=query,
+            body=data,
+            content_type="application/octet-stream",
+            timeout=120,
         ) as response:
             response.read()
 
@@ -290,9 +329,43 @@ class Client:
         """Return everything about one image. Raises NotFound."""
         return cast("dict[str, Any]", self._call("GET", f"images/{_segment(ref)}"))
 
+    def image_kernels(self, ref: str) -> ImageKernelsWire:
+        """Return what an image's kernels can do. Raises NotFound."""
+        return cast("ImageKernelsWire", self._call("GET", f"images/{_segment(ref)}/kernels"))
+
+    def paravirtualize(self, ref: str, wanted: Mapping[str, object]) -> OperationWire:
+        """Make a new image of another, with a kernel that suits paravirtualization."""
+        return self._operation("POST", f"images/{_segment(ref)}/paravirtualize", wanted)
+
     def build_image(self, image: str, packages: Sequence[str]) -> OperationWire:
         """Build an image; the same request again costs nothing."""
         return self._operation("POST", "images/build", {"image": image, "packages": list(packages)})
+
+    def import_image(
+        self, wanted: Mapping[str, str], source: BinaryIO, length: int
+    ) -> OperationWire:
+        """Send the ``length`` bytes of a disk that others made; ``wanted`` tells of it.
+
+        Raises InvalidInput, Conflict, NotAdmitted.
+        """
+        with self._transport.request(
+            "POST",
+            "/v1/images/import",
+            query=wanted,
+            body=source,
+            length=length,
+            content_type="application/octet-stream",
+            timeout=600,
+        ) as response:
+            return cast(OperationWire, response.json())
+
+    def catalog(self) -> list[CatalogView]:
+        """Return the images that can be pulled."""
+        return cast("list[CatalogView]", self._call("GET", "catalog"))
+
+    def pull_image(self, wanted: Mapping[str, str]) -> OperationWire:
+        """Download an image of the catalog. Raises NotFound, Conflict."""
+        return self._operation("POST", "images/pull", wanted)
 
     def delete_image(self, ref: str) -> None:
         """Delete an image. Raises NotFound, Conflict when a VM uses it."""

@@ -20,7 +20,7 @@ from hanok.errors import DaemonUnreachable, HostError
 if TYPE_CHECKING:
     import subprocess
 
-START_LIMIT = 20.0
+START_LIMIT = 60.0
 _CONNECT_LIMIT = 10.0
 _LOG_LINES = 8
 _LOG_BYTES = 4096

@@ -74,6 +74,13 @@ def open_console(client: Client, vm: str) -> Iterator[Tunnel]:
 
 
 @contextmanager
+def open_screen(client: Client, vm: str) -> Iterator[Tunnel]:
+    """Open the VM's screen, which speaks VNC. Raises NotFound, Conflict when it has none."""
+    with _open(client, f"/v1/vms/{quote(vm, safe=':')}/vnc") as tunnel:
+        yield tunnel
+
+
+@contextmanager
 def open_tcp(client: Client, vm: str, port: int) -> Iterator[Tunnel]:
     """Open a TCP connection to a port of the guest. Raises NotFound, Conflict, GuestError."""
     with _open(client, f"/v1/vms/{quote(vm, safe=':')}/tcp/{port}") as tunnel:

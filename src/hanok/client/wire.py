@@ -85,3 +85,38 @@ class VersionWire(TypedDict):
     version: str
     pid: int
     home: str
+
+
+class ModeVerdictWire(TypedDict):
+    """Whether a guest can run in one mode of one hypervisor."""
+
+    hypervisor: str
+    mode: str
+    can: str
+    lacks: list[str]
+    notes: list[str]
+
+
+class KernelReportWire(TypedDict):
+    """Everything about one kernel with its initrd."""
+
+    name: str
+    kernel: dict[str, Any]
+    initrd: dict[str, Any] | None
+    drivers: list[dict[str, Any]]
+    modes: list[ModeVerdictWire]
+
+
+class KernelFailureWire(TypedDict):
+    """A kernel that could not be read, and why."""
+
+    name: str
+    why: str
+
+
+class ImageKernelsWire(TypedDict):
+    """What was read from all kernels of an image."""
+
+    image: str
+    kernels: list[KernelReportWire]
+    failures: list[KernelFailureWire]
