@@ -5,25 +5,20 @@ A host in software emulation: minutes, and 2 GiB of memory each.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hanok.client.client import Client
-from hanok.client.remotes import Remote, RemoteBook, open_remote
-from hanok.client.wire import OperationWire
+from hanok.client.remotes import Remote, open_remote
 from hanok.errors import CertificateChanged, Conflict, NotFound, Unauthorized
-from hanok.images.library import ImageLibrary
 from hanok.lab import plan
-from hanok.lab.hosts import Lab, Order
+from hanok.lab.hosts import Order
 from hanok.lab.plan import Shape
-from hanok.proc import Account, SystemRunner
-from tests.conftest import BUILD_UID, IMAGES
-from tests.daemon.harness import Daemon, new_daemon
+from tests.lab.harness import Bench, lab_images, new_bench
 from tests.machine import patient
 
 pytestmark = [
@@ -37,47 +32,24 @@ pytestmark = [
 _SHAPE = Shape("kvm")
 _GUEST = {"name": "inner", "image": "micro", "memory": "128M", "disk": "1G", "cold": True}
 _GUEST_LIMIT = {"ready": {"timeout": 600}}
-
-
-class Bench:
-    """A local daemon, remotes of its own, and the lab of both."""
-
-    def __init__(self, daemon: Daemon, folder: Path) -> None:
-        self.daemon = daemon
-        self.book = RemoteBook(folder)
-        self.lab = Lab(daemon.client, self.book, self._follow, print)
-
-    def _follow(self, operations: Sequence[OperationWire]) -> list[OperationWire]:
-        return [list(self.daemon.client.follow(one["id"]))[-1] for one in operations]
-
-    def boots(self) -> dict[str, str | None]:
-        """Return how each lab host came up."""
-        client = self.daemon.client
-        return {vm["name"]: client.vm(vm["name"])["boot"] for vm in client.vms()}
+# What people would do by hand in Dom0: the guest is micro's kernel, which says so and powers off.
+_PV_GUEST = r"""
+cd /var/lib/hanok/images/*/
+printf '%s\n' 'name="pv"' 'type="pv"' "kernel=\"$PWD/vmlinux-cloud\"" \
+    "ramdisk=\"$PWD/initrd-cloud\"" 'memory=128' 'extra="console=hvc0 hanok.probe"' > /run/pv.cfg
+xl create -c /run/pv.cfg
+"""
 
 
 @pytest.fixture(scope="module")
 def images() -> Path:
-    """The folder of images, with that of lab hosts in it."""
-    folder = Path(os.environ.get("HANOK_TEST_IMAGES", IMAGES))
-    library = ImageLibrary(folder, SystemRunner(), Account(BUILD_UID, BUILD_UID))
-    asyncio.run(library.ensure(plan.IMAGE, (), lambda message, fraction: None))
-    return folder
+    return lab_images(*sorted(set(plan.IMAGES.values())))
 
 
 @pytest.fixture
 def bench(images: Path) -> Iterator[Bench]:
-    """A lab without hosts; at the end neither hosts, templates, processes nor files are left."""
-    with (
-        tempfile.TemporaryDirectory(prefix="hk-config-", dir="/tmp") as folder,
-        new_daemon("qemu", images) as daemon,
-    ):
-        bench = Bench(daemon, Path(folder))
+    with new_bench(images) as bench:
         yield bench
-        bench.lab.down(bench.lab.all_names())
-        bench.lab.clean()
-        assert daemon.client.templates() == []
-        assert bench.book.load() == {}
 
 
 def test_hosts_of_a_kind_are_apart_and_run_machines(bench: Bench) -> None:
@@ -118,6 +90,33 @@ def test_hosts_of_a_kind_are_apart_and_run_machines(bench: Bench) -> None:
     with pytest.raises(NotFound):
         bench.book.find("one")
     assert open_remote(second).version()["name"] == "hanok"
+
+
+def test_hosts_below_xen_are_apart_and_run_domains(bench: Bench) -> None:
+    (first,) = bench.lab.up(Order(("one",), Shape("xen")))
+    (second,) = bench.lab.up(Order(("two",), Shape("xen")))
+    boots = bench.boots()
+    assert "memory of template" not in (boots["one"] or "")
+    assert "memory of template" in (boots["two"] or "")
+    assert first.fingerprint != second.fingerprint
+    with pytest.raises(Unauthorized):
+        open_remote(Remote("wrong", second.url, second.fingerprint, first.token)).version()
+
+    for remote in (first, second):
+        name = remote.name
+        assert open_remote(remote).host()["name"] == name
+        info = bench.daemon.sh(name, "xl info")
+        assert re.search(rf"^host +: {name}$", info, re.M)
+        assert re.search(r"^xen_version +: 4\.17\.", info, re.M)
+        assert re.search(r"^virt_caps +: pv hvm hap", info, re.M)
+        assert "Domain-0" in bench.daemon.sh(name, "xl list")
+        assert "hanok: this guest runs" in bench.daemon.sh(name, _PV_GUEST, limit=240)
+        # Xen's own words and Dom0's come by the same serial line.
+        log = b"".join(bench.daemon.client.logs(name, lines=None, follow=False))
+        assert (b"(XEN)" in log) == (name == "one")
+    machine_ids = {name: bench.daemon.sh(name, "cat /etc/machine-id") for name in ("one", "two")}
+    assert machine_ids["one"] != machine_ids["two"]
+    bench.daemon.sh("two", "ping -c 1 -w 20 one")
 
 
 def test_a_host_that_finds_no_room_leaves_nothing(bench: Bench) -> None:

@@ -13,11 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hanok.client.client import Client, failure
-from hanok.client.remotes import Remote, RemoteBook, checked_name, refuse_known
+from hanok.client.remotes import Remote, RemoteBook, checked_name, open_remote, refuse_known
 from hanok.client.wire import OperationWire
 from hanok.errors import Conflict, HanokError, NotFound
 from hanok.lab import plan
-from hanok.lab.entry import enter, run_in, wait_for_answer, wait_for_daemon
+from hanok.lab.entry import (
+    TOKEN_NAME,
+    enter,
+    make_credentials,
+    run_in,
+    wait_for_answer,
+    wait_for_daemon,
+)
 from hanok.lab.plan import Shape
 
 _LOOPBACK = "127.0.0.1"
@@ -61,7 +68,7 @@ class Lab:
         vms = self._client.vms()
         if taken := {vm["name"] for vm in vms} & set(order.names):
             raise Conflict(f"a VM named {min(taken)} exists already", field="NAME")
-        image = self._done([self._client.build_image(plan.IMAGE, [])])[0]["id"]
+        image = self._done([self._client.build_image(order.shape.image, [])])[0]["id"]
         self._ensure_network(order.network)
         ports = plan.free_ports(vms, _is_free)
         hosts = {name: next(ports) for name in order.names}
@@ -70,11 +77,11 @@ class Lab:
                 undo.callback(self._undo, name)
             self._bring_up(order, hosts, plan.template_name(image, order.shape))
             with ThreadPoolExecutor(len(hosts)) as pool:
-                remotes = list(pool.map(self._enter, hosts, hosts.values()))
+                remotes = list(pool.map(self._entered, hosts, hosts.values()))
             for remote in remotes:
                 self._book.put(remote)
             undo.pop_all()
-        self._forget_stale(image)
+        self._forget_stale(order.shape.image, image)
         return remotes
 
     def down(self, names: Sequence[str]) -> list[str]:
@@ -112,6 +119,7 @@ class Lab:
             del rest[first]
             self._done([self._run(order, first, port)])
             self._wait_for_daemon(first)
+            self._rehearse(first, port)
             self._freeze(order, first, template)
         self._done([self._clone(order, template, name, port) for name, port in rest.items()])
 
@@ -139,19 +147,33 @@ class Lab:
         self._tell(f"{name}: waiting until its daemon answers")
         wait_for_daemon(self._client, name)
 
+    def _rehearse(self, name: str, port: int) -> None:
+        """Enter a host once before it is frozen: what its daemon does only once is done then.
+
+        The token is nobody's: it is revoked again, so that the template has none.
+        """
+        client = open_remote(self._entered(name, port))
+        client.vms()
+        client.revoke_token(TOKEN_NAME)
+
     def _freeze(self, order: Order, name: str, template: str) -> None:
-        """Make a template of a host whose daemon has no token yet, and has measured its KVM."""
+        """Make a template of a host whose daemon has no token yet, and has measured its KVM, or
+        whose Xen answers."""
         if order.shape.hypervisor == "kvm":
             self._tell(f"{name}: measuring whether KVM runs a guest there")
             run_in(self._client, name, ["/usr/local/bin/hanok", "host", "probe"], _PROBE_LIMIT)
+        if order.shape.hypervisor == "xen":
+            run_in(self._client, name, ["/usr/sbin/xl", "list"], _PROBE_LIMIT)
         try:
             self._done([self._client.create_template(template, name)])
         except Conflict:
             if not self._is_ready(template):  # another command was quicker
                 raise
 
-    def _enter(self, name: str, port: int) -> Remote:
-        credentials = enter(self._client, name)
+    def _entered(self, name: str, port: int) -> Remote:
+        """Give a host a certificate and a token, and return the remote that it is by them."""
+        credentials = make_credentials()
+        enter(self._client, name, credentials)
         remote = Remote(name, _url(port), credentials.fingerprint, credentials.token)
         wait_for_answer(remote)
         return remote
@@ -176,13 +198,13 @@ class Lab:
         with contextlib.suppress(HanokError):
             self._follow([self._client.delete(name, force=True)])
 
-    def _forget_stale(self, image: str) -> None:
+    def _forget_stale(self, ref: str, image: str) -> None:
         """Remove templates and images of an earlier Hanok that no host uses."""
-        for name in plan.stale_templates(self._client.templates(), image):
+        for name in plan.stale_templates(self._client.templates(), ref, image):
             with contextlib.suppress(HanokError):
                 self._client.delete_template(name)
         for one in self._client.images():
-            if one["ref"] == plan.IMAGE and one["id"] != image:
+            if one["ref"] == ref and one["id"] != image:
                 with contextlib.suppress(HanokError):
                     self._client.delete_image(one["id"])
 

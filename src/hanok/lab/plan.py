@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hanok.errors import Conflict, InvalidInput, NotFound
+from hanok.units import GIB, format_size, parse_size
 
 if TYPE_CHECKING:
     from hanok.model.views import TemplateView, VmView
 
-IMAGE = "lab"
-HYPERVISORS = ("tcg", "kvm")
+# The image of a host by the hypervisor that its own VMs are to run on.
+IMAGES = {"tcg": "lab", "kvm": "lab", "xen": "lab-xen"}
+HYPERVISORS = tuple(IMAGES)
+# Below Xen, Dom0 has 1 GiB of it for good; the rest is for other domains.
+_MEMORY = {"tcg": "2G", "kvm": "2G", "xen": "3G"}
+_LEAST_BELOW_XEN = 2 * GIB
 # Where the daemon listens in a lab host (see the image's hanokd.service).
 PORT = 7443
 _FIRST_PORT = 7444
@@ -24,32 +29,51 @@ _MOST = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """What a lab host is like. ``kvm`` in it needs a CPU that can virtualize; ``tcg`` has none."""
+    """What a lab host is like: all but ``tcg`` get a CPU that can virtualize.
+
+    ``memory``: 2G, or 3G for Xen, when nothing is said.
+    """
 
     hypervisor: str = "tcg"
     cpus: int = 2
-    memory: str = "2G"
+    memory: str | None = None
     disk: str = "8G"
+
+    @property
+    def image(self) -> str:
+        """The image that it boots."""
+        return IMAGES[self.hypervisor]
+
+    @property
+    def size(self) -> str:
+        """Its memory."""
+        return _MEMORY[self.hypervisor] if self.memory is None else self.memory
 
     def spec(self) -> dict[str, object]:
         """Return it as fields of a VM's definition."""
         return {
-            "image": IMAGE,
+            "image": self.image,
             "cpus": self.cpus,
-            "memory": self.memory,
+            "memory": self.size,
             "disk": self.disk,
             "mode": "para",
-            "nested": self.hypervisor == "kvm",
+            "nested": self.hypervisor != "tcg",
         }
 
 
 def checked_shape(shape: Shape) -> Shape:
-    """Return ``shape``. Raises InvalidInput; sizes are the daemon's to check."""
+    """Return ``shape``. Raises InvalidInput; other limits of sizes are the daemon's to check."""
     if shape.hypervisor not in HYPERVISORS:
         raise InvalidInput(
             f"a lab host cannot have the hypervisor {shape.hypervisor!r}",
             field="--hypervisor",
             expected=" or ".join(HYPERVISORS),
+        )
+    if shape.hypervisor == "xen" and parse_size(shape.size, field="--memory") < _LEAST_BELOW_XEN:
+        raise InvalidInput(
+            f"{shape.size} is too little memory for a host below Xen: Dom0 alone has 1G",
+            field="--memory",
+            expected=f"at least {format_size(_LEAST_BELOW_XEN)}",
         )
     return shape
 
@@ -67,30 +91,42 @@ def host_names(name: str, count: int) -> list[str]:
 
 def template_name(image_id: str, shape: Shape) -> str:
     """Return what the template of this image and shape is called."""
-    content = f"{shape.hypervisor} {shape.cpus} {shape.memory.upper()} {shape.disk.upper()}"
+    content = f"{shape.hypervisor} {shape.cpus} {shape.size.upper()} {shape.disk.upper()}"
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return f"{IMAGE}-{image_id[:8]}-{digest[:6]}"
+    return f"{shape.image}-{image_id[:8]}-{digest[:6]}"
 
 
 def is_lab_template(template: TemplateView) -> bool:
     """Whether the lab made it."""
-    name = re.fullmatch(rf"{IMAGE}-[0-9a-f]{{8}}-[0-9a-f]{{6}}", template["name"])
-    return template["image"] == IMAGE and name is not None
+    name = re.fullmatch(
+        rf"{re.escape(template['image'])}-[0-9a-f]{{8}}-[0-9a-f]{{6}}", template["name"]
+    )
+    return template["image"] in IMAGES.values() and name is not None
 
 
-def stale_templates(templates: Iterable[TemplateView], image_id: str) -> list[str]:
-    """Return the names of lab templates that no host stands on, of other images than this."""
-    current = f"{IMAGE}-{image_id[:8]}-"
+def stale_templates(templates: Iterable[TemplateView], image: str, image_id: str) -> list[str]:
+    """Return the names of lab templates that no host stands on, of earlier images than this."""
+    current = f"{image}-{image_id[:8]}-"
     return [
         one["name"]
         for one in templates
-        if is_lab_template(one) and not one["clones"] and not one["name"].startswith(current)
+        if is_lab_template(one)
+        and one["image"] == image
+        and not one["clones"]
+        and not one["name"].startswith(current)
     ]
 
 
 def lab_hosts(vms: Iterable[VmView]) -> list[VmView]:
     """Return those VMs that are lab hosts."""
-    return [vm for vm in vms if vm["image"] == IMAGE]
+    return [vm for vm in vms if vm["image"] in IMAGES.values()]
+
+
+def hypervisor_of(host: VmView) -> str:
+    """Return what a lab host's own VMs are to run on, by its definition: tcg, kvm or xen."""
+    if host["image"] == IMAGES["xen"]:
+        return "xen"
+    return "kvm" if host["nested"] else "tcg"
 
 
 def port_of(vm: VmView) -> int | None:
