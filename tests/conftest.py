@@ -29,6 +29,14 @@ IMAGES = "/var/cache/hanok-test/images"
 BUILD_UID = 1_700_070_000
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their parameter: their content may differ from one collection to the next.
+
+    gzip puts the time into its header, and the two processes that share a run must agree on names.
+    """
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A folder whose path leaves room for unix sockets, reachable by VMs' accounts."""

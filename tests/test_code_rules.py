@@ -84,6 +84,22 @@ def test_no_file_names_a_package_index() -> None:
     assert found == []
 
 
+def test_the_reference_and_the_manual_page_are_not_stale() -> None:
+    from scripts.docs.pages import pages
+
+    stale = [name for name, text in pages().items() if (ROOT / name).read_text() != text]
+    assert stale == [], "run 'make docs' and commit what it writes"
+
+
+def test_the_korean_readme_says_the_same() -> None:
+    told = (ROOT / "README.md").read_text(), (ROOT / "README.ko.md").read_text()
+    for what in (r"^```.*?^```$", r"\]\(([^)]+)\)", r"^#+ "):
+        english, korean = (re.findall(what, text, re.M | re.S) for text in told)
+        assert [one for one in korean if one != "README.md"] == [
+            one for one in english if one != "README.ko.md"
+        ], "change README.ko.md as README.md: the same commands, links and headings"
+
+
 def test_the_lock_names_no_index_and_pins_with_hashes() -> None:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert [
@@ -114,6 +130,8 @@ def _normal_name(requirement: str) -> str:
 def test_setup_installs_what_errors_tell_to_install() -> None:
     setup = (ROOT / "scripts/setup.sh").read_text()
     listed = set(re.search(r"^packages=\((.*?)^\)", setup, re.M | re.S)[1].split())  # type: ignore[index]
+    for more in re.findall(r"packages\+=\((.*?)\)", setup):
+        listed |= set(more.split())
     told = {"qemu-system-x86", *builder._PROGRAMS.values()} - {"util-linux"}
     for path in (ROOT / "src").rglob("*.py"):
         for line in re.findall(r"apt-get install ([a-z0-9 -]+)", path.read_text()):

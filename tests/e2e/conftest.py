@@ -83,3 +83,11 @@ def daemon(micro_image: tuple[Image, Path]) -> Iterator[Daemon]:
 def hanok(daemon: Daemon) -> Cli:
     """The command, talking to that daemon."""
     return Cli(daemon)
+
+
+@pytest.fixture(scope="module")
+def xen(micro_image: tuple[Image, Path]) -> Iterator[Cli]:
+    """The command, talking to a daemon on Xen."""
+    _, folder = micro_image
+    with new_daemon("xen", folder.parent) as started:
+        yield Cli(started)

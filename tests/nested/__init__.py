@@ -1,1 +1,1 @@
-"""A real KVM host on any machine, and the tests that run in it; ``make test-kvm``."""
+"""A real KVM host, or the Dom0 of a Xen, on any machine, and tests that run in it."""

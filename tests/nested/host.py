@@ -1,4 +1,7 @@
-"""The nested host: a Debian that Hanok runs in software emulation, whose emulated CPU has SVM."""
+"""The nested host: a Debian that Hanok runs in software emulation, whose emulated CPU has SVM.
+
+Its kernel is on the emulated CPU itself, with KVM; or it is the Dom0 of a Xen below it.
+"""
 
 from __future__ import annotations
 
@@ -17,43 +20,64 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from hanok.errors import AgentUnavailable
+from hanok.images.recipes import LAB_XEN
 from hanok.units import MIB
 from tests.daemon.harness import Daemon, new_daemon, wait_until
 from tests.nested.payload import CHECKOUT, IMAGES
 
-NAME = "kvm"
+NAME = "nested"
 PYTHON = f"/{CHECKOUT}/.venv/bin/python"
 # How much longer tests may wait there: each of its CPUs is emulated, and KVM's guests are slower.
 PATIENCE = 10
 HOME = "/var/lib/hanok"
-SPEC: dict[str, Any] = {
+_COMMON: dict[str, Any] = {
     "name": NAME,
-    "image": "debian:12",
     "cpus": 2,
-    # So much that a hundred clones are admitted there; the disk is thin.
-    "memory": "8G",
     "disk": "36G",
-    "tcg_buffer": "512M",
     # It reaches nothing and nothing reaches it, but for its agent.
     "networks": [],
     "ready": {"timeout": 900},
+}
+KVM_SPEC: dict[str, Any] = {
+    **_COMMON,
+    "image": "debian:12",
+    # So much that a hundred clones are admitted there; the disk is thin.
+    "memory": "8G",
+    "tcg_buffer": "512M",
     "packages": [
         *("qemu-system-x86", "qemu-utils", "python3", "zstd", "procps"),
         *("dnsmasq-base", "passt", "nftables", "iproute2", "openssh-client"),
     ],
 }
+_XEN_SPEC: dict[str, Any] = {
+    **_COMMON,
+    "image": LAB_XEN,
+    # Dom0 has 1 GiB of it.
+    "memory": "4G",
+    "mode": "para",
+    "nested": True,
+}
 ARCHIVE = "/var/tmp/payload"
 # An agent takes no file of any size.
 _PIECE = 64 * MIB
-_PREPARE = f"""
+_UNPACK = f"""
 set -eu
 cat {ARCHIVE}.* | tar -C / --zstd -x
 rm {ARCHIVE}.*
+"""
+_PREPARE_KVM = f"""{_UNPACK}
 modprobe kvm_amd
 udevadm settle
 ls -l /dev/kvm
 systemd-run --quiet --unit=hanokd --setenv=HANOK_HOME={HOME} --setenv=HANOK_IMAGES=/{IMAGES} \\
   --setenv=HANOK_KVM_LIMIT=240 {PYTHON} -P -m hanok.app --foreground
+"""
+# The daemon of the image would look at the same Xen.
+_PREPARE_XEN = f"""{_UNPACK}
+systemctl stop hanokd
+xl info | grep -E '^(xen_version|virt_caps|free_memory)'
+systemd-run --quiet --unit=hanokd-tests --setenv=HANOK_HOME={HOME} \\
+  --setenv=HANOK_IMAGES=/{IMAGES} {PYTHON} -P -m hanok.app --foreground
 """
 _ENVIRONMENT = {
     "HANOK_TEST_IMAGES": f"/{IMAGES}",
@@ -77,6 +101,20 @@ _SILENCE = 900.0
 
 class Failed(Exception):
     """Something in the nested host did not end well."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a nested host is made of: a VM's definition, and what makes it ready for tests."""
+
+    spec: dict[str, Any]
+    prepare: str
+
+
+KINDS = {
+    "kvm": Kind(KVM_SPEC, _PREPARE_KVM),
+    "xen": Kind(_XEN_SPEC, _PREPARE_XEN),
+}
 
 
 @dataclass(frozen=True)
@@ -143,15 +181,15 @@ class NestedHost:
 
 
 @contextlib.contextmanager
-def nested_host(images: Path, payload: Path) -> Iterator[NestedHost]:
+def nested_host(kind: Kind, images: Path, payload: Path) -> Iterator[NestedHost]:
     """Give a nested host with ``payload`` in it; at the end it is gone."""
     with new_daemon("qemu", images) as daemon:
         say("booting the nested host (its image is built first when it is missing)")
-        daemon.done(daemon.client.run(SPEC))
+        daemon.done(daemon.client.run(kind.spec))
         say("it is up; copying")
         copy_payload(daemon, payload)
         host = NestedHost(daemon)
-        say(host.sh(_PREPARE, 600).strip())
+        say(host.sh(kind.prepare, 600).strip())
         wait_until(host.answers, 60, "the daemon in the nested host answers")
         yield host
 

@@ -17,8 +17,10 @@ IMAGES = "srv/images"
 # Debian 12's Python, and what its C library can load.
 _PYTHON = "3.11"
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
-# Of the development tools only pytest and what it needs run there.
-_NOT_NEEDED = ("pip*", "setuptools*", "mypy*", "*__mypyc*", "ruff*", "grimp*", "bin")
+# Of the development tools only pytest and what it needs run there, and nothing plans or plots.
+_TOOLS = ("pip*", "setuptools*", "mypy*", "*__mypyc*", "ruff*", "grimp*", "bin")
+_NUMBERS = ("numba*", "llvmlite*", "numpy*", "matplotlib*", "font[Tt]ools*", "pillow*", "PIL")
+_NOT_NEEDED = (*_TOOLS, *_NUMBERS)
 
 
 def make_payload(work: Path, images: Iterable[Path]) -> Path:

@@ -1,0 +1,1 @@
+"""The documentation: it says what is there, and leads where it says."""
