@@ -21,12 +21,13 @@ from rich.console import Console
 
 from bench.clones import PARTS, Options, measure_clones
 from bench.hanok import Hanok, own_hanok
-from bench.lab import measure_lab
+from bench.lab import measure_lab, measure_lab_xen
 from bench.machine import resident
 from bench.plain import Guest, seconds_to_ready
 from bench.plot import plot_clones
 from bench.remote import measure_remote
 from bench.report import Figure, Report
+from bench.xen import measure_xen
 
 _ROOT = Path(__file__).parents[1]
 _STACK = _ROOT / "examples/three-servers.yaml"
@@ -174,6 +175,14 @@ class Bench:
         """Virtual physical servers: see bench/lab.py."""
         measure_lab(self.report, self.console, self.rounds)
 
+    def lab_xen(self) -> None:
+        """The same below Xen."""
+        measure_lab_xen(self.report, self.console, self.rounds)
+
+    def xen(self) -> None:
+        """Guests of Xen in such a host: see bench/xen.py."""
+        measure_xen(self.report, self.console, self.rounds)
+
 
 _GROUPS: dict[str, Callable[[Bench], None]] = {
     "three-servers": Bench.three_servers,
@@ -182,6 +191,8 @@ _GROUPS: dict[str, Callable[[Bench], None]] = {
     "clones": Bench.clones,
     "remote": Bench.remote,
     "lab": Bench.lab,
+    "lab-xen": Bench.lab_xen,
+    "xen": Bench.xen,
 }
 
 

@@ -195,11 +195,14 @@ def _many(bench: _Bench) -> None:
         report.series["clones"] = rows
         before = available()
         batches: list[float] = []
+        alone: list[float] = []
         idle: _Idle | None = None
         for first in range(1, count + 1, _BATCH):
             size = min(_BATCH, count - first + 1)
             batches.append(bench.clone(template, "m-{n}", size, first) / size)
             number = first + size - 1
+            if number == _BATCH:
+                alone = _one_more(bench, template)
             row = {"clones": float(number), "seconds": batches[-1]}
             rows.append(row)
             if number % _LOOK_EVERY == 0 or number == count:
@@ -208,9 +211,28 @@ def _many(bench: _Bench) -> None:
                 idle = seen if whole else idle
                 row.update(_row(seen, before - available()))
                 bench.say(f"{number} clones, {row['seconds']:.2f} s each, {seen.share:.0%} CPU")
+        _report_one_more(report, alone, _one_more(bench, template), count)
         _report_many(report, batches, idle or seen, seen, before - available(), count)
         _report_answers(bench, count)
         delete(bench.client, [f"m-{number}" for number in range(1, count + 1)])
+
+
+def _one_more(bench: _Bench, template: str) -> list[float]:
+    """Return the seconds that one more clone takes beside those that run, time after time."""
+    time.sleep(_REST)
+    seconds = []
+    for _ in range(bench.options.samples):
+        seconds.append(bench.clone(template, "more"))
+        delete(bench.client, ["more"])
+    return seconds
+
+
+def _report_one_more(
+    report: Report, early: Sequence[float], late: Sequence[float], count: int
+) -> None:
+    first = report.median(f"one more clone beside {_BATCH}", early)
+    last = report.median(f"one more clone beside {count}", late)
+    report.add(Figure(f"one more beside {count} / beside {_BATCH}", last / first, "x", limit=1.3))
 
 
 @dataclass(frozen=True)
@@ -264,7 +286,7 @@ def _report_many(
     report.add(Figure(f"running clones of {_MEMORY} MiB", count, ""))
     report.add(Figure("one of the 2nd to 4th batch of ten", early, "s"))
     report.add(Figure("one of the last three batches of ten", late, "s"))
-    report.add(Figure("the last clones / the first", late / early, "x", limit=1.3))
+    report.add(Figure("batches of ten: the last / the first", late / early, "x", limit=1.3))
     memory = [size / _MIB for size in last.memory]
     report.median("proportional memory of an idle clone", memory, "MiB", limit=60)
     report.add(Figure("memory of the machine that a clone took", taken / count / _MIB, "MiB"))

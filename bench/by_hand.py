@@ -1,0 +1,106 @@
+"""A guest of Xen without Hanok, in its Dom0: what people type, and the seconds to an answer.
+
+``python3 by_hand.py MODE`` prints them. It runs there as it is: nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+_IMAGES = Path("/var/lib/hanok/images")
+_LIMIT = 300.0
+_AGENT = "org.qemu.guest_agent.0"
+_TYPES = {"para": "pv", "hybrid": "pvh", "full": "hvm"}
+
+
+def main() -> None:
+    """Start the guest once, end it, print the seconds."""
+    mode = sys.argv[1]
+    folder, image = _micro()
+    kernel = next(one for one in image["kernels"] if mode in one["modes"])
+    # Short: the path of a unix socket lies below.
+    with tempfile.TemporaryDirectory(prefix="hand-", dir="/run") as work:
+        here = Path(work)
+        started = time.perf_counter()
+        disk, base = here / "disk.qcow2", folder / image["disk"]
+        _run(
+            *("qemu-img", "create", "-q", "-f", "qcow2", "-F", image["disk_format"]),
+            *("-b", str(base), str(disk), "512M"),
+        )
+        config = here / "guest.cfg"
+        config.write_text(_config(mode, folder, kernel, here))
+        try:
+            _run("xl", "create", "-q", str(config))
+            _wait_for_agent(here / "agent.sock")
+            print(f"{time.perf_counter() - started:.3f}")
+        finally:
+            subprocess.run(["xl", "destroy", "by-hand"], check=False)
+
+
+def _micro() -> tuple[Path, Any]:
+    for path in _IMAGES.glob("*/image.json"):
+        image = json.loads(path.read_text())
+        if image["ref"] == "micro":
+            return path.parent, image
+    raise SystemExit(f"there is no image micro in {_IMAGES}")
+
+
+def _config(mode: str, folder: Path, kernel: Any, here: Path) -> str:
+    agent = f"{here}/agent.sock"
+    file = kernel["bzimage"] if mode == "full" else kernel["vmlinuz"]
+    last = "xen_nopv" if mode == "full" else "console=hvc0"
+    common = f"""
+name = "by-hand"
+type = "{_TYPES[mode]}"
+vcpus = 1
+memory = 128
+tsc_mode = "native"
+kernel = "{folder / file}"
+ramdisk = "{folder / kernel["initrd"]}"
+cmdline = "{kernel["cmdline"]} {last}"
+"""
+    if mode == "full":
+        return f"""{common}
+xen_platform_pci = 0
+vga = "none"
+vnc = 0
+serial = [ "pty", "unix:{agent},server=on,wait=off" ]
+hdtype = "ahci"
+disk = [ "format=qcow2,vdev=hda,access=rw,target={here}/disk.qcow2" ]
+"""
+    return f"""{common}
+disk = [ "format=qcow2,vdev=xvda,access=rw,backendtype=qdisk,target={here}/disk.qcow2" ]
+channel = [ "connection=pty,name=unused", "connection=socket,path={agent},name={_AGENT}" ]
+"""
+
+
+def _wait_for_agent(path: Path) -> None:
+    deadline = time.monotonic() + _LIMIT
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.settimeout(2)
+        agent.connect(str(path))
+        seen = b""
+        while time.monotonic() < deadline:
+            agent.sendall(b'{"execute": "guest-ping"}\n')
+            try:
+                seen += agent.recv(4096)
+            except TimeoutError:
+                continue
+            if b'"return"' in seen:
+                return
+    raise SystemExit("the guest did not answer")
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
