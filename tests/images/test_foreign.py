@@ -132,6 +132,17 @@ async def test_each_format_becomes_a_disk_of_ours(
     assert list((short_tmp / "images").glob(".[!a]*")) == []
 
 
+async def test_a_daemon_with_a_strict_umask_takes_disks_too(
+    library: ImageLibrary, short_tmp: Path, plain: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        image = await take(library, plain, short_tmp)
+    finally:
+        os.umask(before)
+    assert content(library, image) == plain.read_bytes()
+
+
 async def test_the_same_again_is_there_and_another_of_that_name_is_not(
     library: ImageLibrary, short_tmp: Path, plain: Path
 ) -> None:

@@ -88,7 +88,8 @@ def make_sandbox(folder: Path, account: Account | None, files: dict[str, bytes])
     if os.geteuid() == 0:
         account = account or DEFAULT_ACCOUNT
         sandbox = Sandbox(folder, folder / _SCRATCH_NAME, account, _SUB_BASE)
-        sandbox.scratch.mkdir(mode=0o755)
+        sandbox.scratch.mkdir()
+        sandbox.scratch.chmod(0o755)  # whatever the daemon's umask is
         _write_identities(folder, account)
     else:
         # A home folder is often closed to other uids, those of the user's own range included.
