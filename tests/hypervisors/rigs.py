@@ -172,9 +172,12 @@ class Follower:
 
 @contextlib.asynccontextmanager
 async def agent_of(driver: Driver, machine: Machine) -> AsyncIterator[AgentConnection]:
-    """Connect to the guest's agent and wait until it answers: the guest is up then."""
-    stream = await driver.open_agent(machine.uuid)
-    agent = AgentConnection(stream.reader, stream.writer)
+    """Connect to the guest's agent and wait until it answers: the guest is up then.
+
+    As the daemon does, it connects again where the guest has rebooted: one that boots on an
+    emulated CPU below Xen was seen to end by a triple fault, and to come up when started again.
+    """
+    agent = await _connect(driver, machine)
     try:
         async for attempt in AsyncRetrying(
             stop=stop_after_delay(LIMIT),
@@ -183,10 +186,17 @@ async def agent_of(driver: Driver, machine: Machine) -> AsyncIterator[AgentConne
             reraise=True,
         ):
             with attempt:
+                if agent.closed:
+                    agent = await _connect(driver, machine)
                 await agent.ping()
         yield agent
     finally:
         await agent.close()
+
+
+async def _connect(driver: Driver, machine: Machine) -> AgentConnection:
+    stream = await driver.open_agent(machine.uuid)
+    return AgentConnection(stream.reader, stream.writer)
 
 
 async def read_until(reader: asyncio.StreamReader, expected: bytes) -> bytes:
