@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,17 @@ def use_console(vm: str, environ: Mapping[str, str]) -> None:
 
 @dataclass
 class Cli:
-    """The command ``hanok`` on one data directory."""
+    """The command ``hanok`` on one data directory; ``more``: what else its environment says."""
 
     daemon: Daemon
+    more: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(
         self, *arguments: str, input: bytes | None = None, limit: float = 300
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command and return what it gave."""
         own = {"HANOK_HOME": str(self.daemon.home), "HANOK_REMOTE": "local", "NO_COLOR": "1"}
-        environ = {**os.environ, **own}
+        environ = {**os.environ, **own, **self.more}
         return subprocess.run(
             [sys.executable, "-P", "-m", "hanok.cli", *arguments],
             input=input,

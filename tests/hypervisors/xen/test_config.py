@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hanok.errors import HanokError, InvalidInput, Unsupported
-from hanok.hypervisors.base import Base, Disk, Frozen, Machine, Nic
+from hanok.hypervisors.base import Base, Boot, Disk, Frozen, Machine, Nic
 from hanok.hypervisors.xen.config import (
     CARD_SCRIPT,
     build_config,
@@ -22,8 +23,9 @@ from hanok.hypervisors.xen.config import (
     settings_of,
 )
 from hanok.hypervisors.xen.confinement import Confinement
+from hanok.hypervisors.xen.firmware import find_uefi
 from hanok.model.image import DiskFormat, Kernel
-from hanok.model.vm import Mode
+from hanok.model.vm import Firmware, Mode
 from hanok.proc import Account
 from hanok.units import MIB
 from tests.golden import check_golden
@@ -64,6 +66,7 @@ HYBRID = dataclasses.replace(PARA, mode=Mode.HYBRID)
 FULL = dataclasses.replace(PARA, mode=Mode.FULL)
 TWO = (Nic("52:54:00:11:22:33", "default"), Nic("52:54:00:44:55:66", "back"))
 NONE = Confinement()
+UEFI = Path("/usr/share/edk2/xen/OVMF.fd")
 ALL = Confinement(Path("/usr/lib/hanok/device-model"))
 CASES = {
     "para": (PARA, (), NONE),
@@ -80,6 +83,11 @@ CASES = {
     ),
     "full-boot-disc": (FULL, (7,), NONE),
     "full-firmware": (dataclasses.replace(FULL, kernel=None), (7,), NONE),
+    "full-uefi": (
+        dataclasses.replace(FULL, kernel=None, boot=Boot(Firmware.UEFI, FOLDER / "uefi.fd")),
+        (7,),
+        NONE,
+    ),
     "full-two-nics-no-agent": (dataclasses.replace(FULL, nics=TWO, agent=False), (7, 9), NONE),
 }
 # Every key of xl.cfg(5) that names a program, a file that is run, or arguments of one; but for the
@@ -105,7 +113,7 @@ RUNS = {
 def test_golden(name: str) -> None:
     machine, taps, confinement = CASES[name]
     disc = FOLDER / "boot.iso" if name == "full-boot-disc" else None
-    check_golden(GOLDEN / f"{name}.cfg", build_config(machine, taps, confinement, disc))
+    check_golden(GOLDEN / f"{name}.cfg", build_config(machine, taps, confinement, disc, UEFI))
 
 
 def test_no_golden_file_is_left_over() -> None:
@@ -241,3 +249,29 @@ def test_cards_need_taps_in_mode_full() -> None:
 def test_frozen_memory_is_unsupported() -> None:
     with pytest.raises(Unsupported):
         build_config(dataclasses.replace(PARA, frozen=Frozen(3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("more", "uefi", "field"),
+    [
+        ({"secure": True}, UEFI, "secure_boot"),
+        ({"tpm": FOLDER / "tpm"}, UEFI, "tpm"),
+        ({}, None, "firmware"),
+    ],
+)
+def test_what_firmware_cannot_do_is_unsupported(
+    more: dict[str, Any], uefi: Path | None, field: str
+) -> None:
+    boot = Boot(Firmware.UEFI, FOLDER / "uefi.fd", **more)
+    with pytest.raises(Unsupported) as caught:
+        build_config(dataclasses.replace(FULL, kernel=None, boot=boot), (7,), uefi=uefi)
+    assert caught.value.field == field
+    assert caught.value.hint or "QEMU" in str(caught.value.expected)
+
+
+def test_the_first_firmware_that_is_there_is_taken(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("none", "first", "second")]
+    for file in files[1:]:
+        file.touch()
+    assert find_uefi(files) == files[1]
+    assert find_uefi(files[:1]) is None

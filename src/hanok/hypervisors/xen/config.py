@@ -23,6 +23,7 @@ from hanok.errors import InvalidInput, Unsupported
 from hanok.hypervisors.base import Disk, Machine, Nic
 from hanok.hypervisors.blockdev import block_nodes, options
 from hanok.hypervisors.xen.confinement import Confinement
+from hanok.hypervisors.xen.firmware import FILES
 from hanok.model.image import DiskFormat, Kernel
 from hanok.model.vm import Firmware, Mode
 from hanok.units import MIB
@@ -70,16 +71,18 @@ def build_config(
     taps: Sequence[int] = (),
     confinement: Confinement = _UNCONFINED,
     boot_disc: Path | None = None,
+    uefi: Path | None = None,
 ) -> str:
     """Return the text that ``xl create`` reads for ``machine``.
 
     ``taps``: open descriptors, one a card, that the device model inherits; in mode full only.
     ``confinement``: what there is to keep the device model from the rest of Dom0. ``boot_disc``:
-    the disc with the kernel and its command line, see bootdisc.py; in mode full only.
+    the disc with the kernel and its command line, see bootdisc.py; in mode full only. ``uefi``: the
+    host's firmware of that kind, see firmware.py.
     Raises InvalidInput when the machine cannot be said to xl (too many disks or cards, a character
     that no value may hold), Unsupported when it cannot be run so.
     """
-    return render(settings_of(machine, taps, confinement, boot_disc))
+    return render(settings_of(machine, taps, confinement, boot_disc, uefi))
 
 
 def settings_of(
@@ -87,6 +90,7 @@ def settings_of(
     taps: Sequence[int] = (),
     confinement: Confinement = _UNCONFINED,
     boot_disc: Path | None = None,
+    uefi: Path | None = None,
 ) -> list[Setting]:
     """Return the settings of ``machine``'s domain, in the order of the file. See build_config."""
     _check(machine, taps)
@@ -101,7 +105,7 @@ def settings_of(
         # where Xen runs in software emulation it cannot decode RDTSCP: the guest dies at boot.
         Setting("tsc_mode", "native"),
         *(Setting(key, "preserve") for key in _ENDS),
-        *([] if boot_disc is not None else _kernel(machine)),
+        *([] if boot_disc is not None else _boot(machine, uefi)),
     ]
     if machine.mode is Mode.FULL:
         return [*settings, *_full(machine, taps, confinement, boot_disc)]
@@ -179,24 +183,11 @@ def _check_count(count: int, limit: int, field: str, mode: Mode) -> None:
         )
 
 
-def _kernel(machine: Machine) -> list[Setting]:
+def _boot(machine: Machine, uefi: Path | None) -> list[Setting]:
+    """Return what a domain boots by: a kernel of its image, or firmware and its disk."""
     kernel, folder = machine.kernel, machine.kernel_folder
     if kernel is None or folder is None:
-        if machine.mode is Mode.FULL:
-            if machine.boot is not None and (machine.boot.secure or machine.boot.tpm is not None):
-                raise Unsupported(
-                    "on Xen a machine has neither Secure Boot nor a TPM",
-                    field="secure_boot" if machine.boot.secure else "tpm",
-                    expected="a machine without, or a host with QEMU",
-                )
-            is_uefi = machine.boot is not None and machine.boot.firmware is Firmware.UEFI
-            return [Setting("bios", "ovmf")] if is_uefi else []
-        raise Unsupported(
-            f"the image has no kernel of its own beside its disk, so mode {machine.mode} cannot"
-            " boot it on Xen",
-            field="mode",
-            expected="full",
-        )
+        return _firmware(machine, uefi)
     if kernel.bare:
         raise Unsupported(
             "a kernel without a boot loader that is no Linux is not started on Xen here",
@@ -207,6 +198,33 @@ def _kernel(machine: Machine) -> list[Setting]:
     if kernel.initrd:
         settings.append(Setting("ramdisk", str(folder / kernel.initrd)))
     return [*settings, Setting("cmdline", command_line(kernel, machine.mode))]
+
+
+def _firmware(machine: Machine, uefi: Path | None) -> list[Setting]:
+    boot = machine.boot
+    if machine.mode is not Mode.FULL:
+        raise Unsupported(
+            f"the image has no kernel of its own beside its disk, so mode {machine.mode} cannot"
+            " boot it on Xen",
+            field="mode",
+            expected="full",
+        )
+    if boot is not None and (boot.secure or boot.tpm is not None):
+        raise Unsupported(
+            "on Xen a machine has neither Secure Boot nor a TPM",
+            field="secure_boot" if boot.secure else "tpm",
+            expected="a machine without, or a host with QEMU",
+        )
+    if boot is None or boot.firmware is not Firmware.UEFI:
+        return []
+    if uefi is None:
+        raise Unsupported(
+            "this host has no UEFI firmware for Xen: Debian's package ovmf is for QEMU alone",
+            field="firmware",
+            expected=f"OvmfXen, for example at {FILES[0]}",
+            hint="docs/xen.md says how to get it; or take a machine with --firmware bios",
+        )
+    return [Setting("bios", "ovmf"), Setting("bios_path_override", str(uefi))]
 
 
 def kernel_file(kernel: Kernel, folder: Path, mode: Mode) -> Path:

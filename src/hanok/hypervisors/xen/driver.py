@@ -26,7 +26,7 @@ from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.finish import to_its_end
 from hanok.hypervisors.optional import Stream
 from hanok.hypervisors.taps import descriptors
-from hanok.hypervisors.xen import change
+from hanok.hypervisors.xen import change, firmware
 from hanok.hypervisors.xen.backing import check_backing
 from hanok.hypervisors.xen.bootdisc import Loader, make_boot_disc
 from hanok.hypervisors.xen.config import HOTPLUG_PORTS, build_config, domain_name
@@ -61,7 +61,8 @@ class XenHypervisor:
 
     ``home`` is the data directory that marks the device models' processes; ``wiring`` plugs cards
     into networks, and is not needed by machines without any. ``confinement``: what this host has
-    to confine device models, looked for when it is None. ``loader``: the host's ISOLINUX.
+    to confine device models, looked for when it is None. ``loader``: the host's ISOLINUX. ``uefi``:
+    the files that may be its UEFI firmware for domains.
     """
 
     name: ClassVar[str] = "xen"
@@ -74,9 +75,11 @@ class XenHypervisor:
         wiring: Wiring | None = None,
         confinement: Confinement | None = None,
         loader: Loader | None = None,
+        uefi: Sequence[Path] = firmware.FILES,
     ) -> None:
         self._confinement = find_confinement() if confinement is None else confinement
         self._loader = Loader() if loader is None else loader
+        self._uefi = uefi
         self._runner = runner
         self._xen = Toolstack(runner)
         self._home = home
@@ -166,14 +169,16 @@ class XenHypervisor:
     async def _create(self, machine: Machine, taps: Sequence[int]) -> Place:
         """Create the domain and let it go; nothing of it is left when that fails."""
         fds = taps if machine.mode is Mode.FULL else ()
-        build_config(machine, fds, self._confinement)  # what cannot be said is refused first
+        uefi = firmware.find_uefi(self._uefi)
+        # What cannot be said is refused first.
+        build_config(machine, fds, self._confinement, uefi=uefi)
         await asyncio.to_thread(_check_disks, machine)
         check_dom0(psutil.virtual_memory().available)
         remove_traces(machine)
         try:
             covered = await cover(machine, self._runner)
             disc = await asyncio.to_thread(make_boot_disc, machine, self._loader)
-            config = build_config(covered, fds, self._confinement, disc)
+            config = build_config(covered, fds, self._confinement, disc, uefi)
             owner = Owner(str(self._home), OWNER_KIND, machine.uuid)
             await self._xen.create(config, owner, fds)
             seen = await self._xen.find(machine.uuid)
