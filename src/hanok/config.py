@@ -128,6 +128,11 @@ class Settings:
         return self.home / "uploads"
 
     @property
+    def exports(self) -> Path:
+        """Disks that were exported; each goes when it was fetched."""
+        return self.home / "exports"
+
+    @property
     def networks(self) -> Path:
         """A folder a network: the keeper's socket, leases and log."""
         return self.home / "networks"

@@ -133,6 +133,7 @@ def test_who_may_what(host: Host) -> None:
         ("GET", "/v1/vms/no-vm/file"),
         ("GET", "/v1/vms/no-vm/logs"),
         ("GET", "/v1/vms/no-vm/screenshot"),
+        ("GET", "/v1/exports/no-export"),
         ("GET", "/v1/tokens"),
     }
     for (method, path), role in told.items():

@@ -52,6 +52,27 @@ def test_a_disk_boots_by_each_firmware_in_each_mode(
     hanok.ok("delete", "vm", "--force")
 
 
+@pytest.mark.parametrize("kind", ["qcow2", "raw", "vmdk"])
+def test_what_is_exported_is_imported_and_boots_again(
+    hanok: Cli, daemon: Daemon, loader: str, tmp_path: Path, kind: str
+) -> None:
+    ready = ("--memory", "128M", "--ready", "console:foreign loader on pc")
+    hanok.ok("run", loader, "--name", "first", "--disk", "256M", *ready)
+    file = tmp_path / f"first.{kind}"
+    done = hanok("export", "first", str(file), "--format", kind)
+    assert done.returncode == 1
+    assert b"'hanok stop first' first" in done.stderr
+    hanok.ok("stop", "first", "--force")
+    hanok.ok("export", "first", str(file), "--format", kind)
+    hanok.ok("delete", "first")
+    hanok.ok("image", "import", str(file), "--name", f"again-{kind}", "--no-cloud-init")
+    hanok.ok("run", f"own:again-{kind}", "--name", "second", *ready)
+    assert hanok.json("show", "second")["state"] == "ready"
+    hanok.ok("delete", "second", "--force")
+    hanok.ok("image", "delete", f"own:again-{kind}")
+    assert list((daemon.home / "exports").iterdir()) == []
+
+
 def test_what_needs_an_agent_says_what_is_missing(hanok: Cli, loader: str) -> None:
     hanok.ok("run", loader, "--name", "mute", "--memory", "128M")
     assert hanok.json("show", "mute")["firmware"] == "bios"

@@ -14,8 +14,8 @@ import pytest
 
 from hanok.errors import CommandFailed, Conflict, HanokError, InvalidInput, NotAdmitted
 from hanok.images.foreign import convert as converting
-from hanok.images.foreign.convert import make_jail
 from hanok.images.foreign.take import ForeignOrder
+from hanok.images.jail import make_jail
 from hanok.images.library import ImageLibrary
 from hanok.model.image import DiskFormat, ForeignFormat, Image, ImportRequest
 from hanok.model.vm import Firmware
@@ -287,7 +287,7 @@ async def test_in_the_jail_there_is_nothing_to_read(
 ) -> None:
     """What the checks should ever let through meets an empty house."""
     jail = make_jail(plain, short_tmp / "jail", ACCOUNT)
-    given, made = jail.inside("found")
+    given, made = jail.given(), jail.made("found")
     looks = f"cat {canary}; ls /tmp /root /proc/1 /in/..; id -u; echo x > {made}; wc -c < {given}"
     done = await runner.run(jail.argv(["sh", "-c", f"exec 2>&-; {looks}"]), cwd=Path("/"))
     lines = done.stdout.decode().split()
@@ -315,7 +315,16 @@ async def test_in_the_jail_there_is_nothing_to_read(
     overlay = short_tmp / "overlay.qcow2"
     img("create", "-q", "-f", "qcow2", "-b", canary, "-F", "raw", overlay)
     hostile = make_jail(overlay, short_tmp / "jail2", ACCOUNT)
-    command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", *hostile.inside("out.raw")]
+    command = [
+        "qemu-img",
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        "raw",
+        hostile.given(),
+        hostile.made("out.raw"),
+    ]
     with pytest.raises(CommandFailed, match="No such file"):
         await runner.run(hostile.argv(command), cwd=Path("/"))
 

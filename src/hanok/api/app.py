@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanok import __version__
-from hanok.api import guests, host, resources, screens, templates, tokens, vms
+from hanok.api import exports, guests, host, resources, screens, templates, tokens, vms
 from hanok.api.common import problem_response
 from hanok.api.document import completed
 from hanok.api.roles import WEBSOCKETS_KEY, Access, take_roles, viewer
@@ -52,6 +52,7 @@ _ROUTERS = (
     guests.router,
     screens.router,
     templates.router,
+    exports.router,
     host.router,
     resources.router,
     tokens.router,

@@ -35,6 +35,7 @@ _SECTIONS = {
         "restart": Lazy("machines", "restart", "Stop and start VMs."),
         "pause": Lazy("machines", "pause", "Freeze VMs in memory."),
         "resume": Lazy("machines", "resume", "Let paused VMs go on."),
+        "export": Lazy("exports", "export", "Save a stopped VM's disk as one file."),
         "delete": Lazy("machines", "delete", "Delete VMs and their disks (also: rm)."),
     },
     "Templates and clones": {

@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
@@ -26,19 +26,25 @@ class View(Protocol):
         ...
 
 
-def follow(session: Session, operation: OperationWire) -> OperationWire:
-    """Follow one operation to its end and return it. Raises the error that it ended with."""
-    final = follow_all(session, [operation])[0]
+def follow(session: Session, operation: OperationWire, *, cancel: bool = False) -> OperationWire:
+    """Follow one operation to its end and return it. Raises the error that it ended with.
+
+    With ``cancel`` Ctrl-C ends the operation too.
+    """
+    final = follow_all(session, [operation], cancel=cancel)[0]
     error = failure(final)
     if error is not None:
         raise error
     return final
 
 
-def follow_all(session: Session, operations: Sequence[OperationWire]) -> list[OperationWire]:
+def follow_all(
+    session: Session, operations: Sequence[OperationWire], *, cancel: bool = False
+) -> list[OperationWire]:
     """Follow ``operations`` to their ends and return them in the same order.
 
-    Ctrl-C ends the following, not the operations: it says so and raises KeyboardInterrupt.
+    Ctrl-C ends the following, not the operations: it says so and raises KeyboardInterrupt. With
+    ``cancel`` they are cancelled before that.
     """
     latest = {operation["id"]: operation for operation in operations}
     try:
@@ -49,6 +55,9 @@ def follow_all(session: Session, operations: Sequence[OperationWire]) -> list[Op
                 latest[operation["id"]] = operation
                 view.show(operation)
     except KeyboardInterrupt:
+        if cancel:
+            _cancel(session, list(latest.values()))
+            raise
         _say_goes_on(session, list(latest.values()))
     return [latest[operation["id"]] for operation in operations]
 
@@ -88,6 +97,13 @@ def _merged(client: Client, idents: Sequence[str]) -> Iterator[OperationWire]:
         raise broken
 
 
+def _cancel(session: Session, operations: Sequence[OperationWire]) -> None:
+    for operation in operations:
+        if operation["state"] not in FINAL_STATES:
+            with suppress(HanokError):  # it may just have ended
+                session.client.cancel(operation["id"])
+
+
 def _say_goes_on(session: Session, operations: Sequence[OperationWire]) -> NoReturn:
     out, program = session.out, session.program
     out.note("")
@@ -108,31 +124,32 @@ def title_of(operation: OperationWire) -> str:
 
 
 class Sending:
-    """How much of a file was sent, shown at each hundredth."""
+    """How much of a file was sent, or came, shown at each hundredth."""
 
-    def __init__(self, view: View, name: str, size: int) -> None:
+    def __init__(self, view: View, name: str, size: int, verb: str = "send") -> None:
         self._view = view
+        self._verb = verb
         self._name = name
         self._size = size
         self._sent = 0
         self._shown = -1
 
     def add(self, count: int) -> None:
-        """Count bytes that were sent."""
+        """Count bytes that were sent, or came."""
         self._sent += count
         hundredth = 100 * self._sent // self._size if self._size else 100
         if hundredth == self._shown:
             return
         self._shown = hundredth
         message = f"{hundredth} of 100 percent"
-        self._view.show(local_operation("send", self._name, message, hundredth / 100))
+        self._view.show(local_operation(self._verb, self._name, message, hundredth / 100))
 
 
 @contextmanager
-def sending(session: Session, name: str, size: int) -> Iterator[Sending]:
-    """Show how ``size`` bytes called ``name`` are sent, during the block."""
+def sending(session: Session, name: str, size: int, verb: str = "send") -> Iterator[Sending]:
+    """Show how ``size`` bytes called ``name`` are sent (or fetched), during the block."""
     with open_view(session.out) as view:
-        yield Sending(view, name, size)
+        yield Sending(view, name, size, verb)
 
 
 def local_operation(kind: str, target: str, message: str, fraction: float | None) -> OperationWire:

@@ -144,6 +144,21 @@ class Client:
         flag = "true" if force else "false"
         return self._operation("DELETE", f"vms/{_segment(name)}", query={"force": flag})
 
+    def export(self, name: str, format: str) -> OperationWire:
+        """Write the system disk of a stopped VM to one file. Raises NotFound, Conflict."""
+        return self._operation("POST", f"vms/{_segment(name)}/export", {"format": format})
+
+    def fetch_export(self, ident: str) -> Iterator[bytes]:
+        """Yield what was exported in pieces as they come. Raises NotFound."""
+        with self._transport.request(
+            "GET", f"/v1/exports/{_segment(ident)}", timeout=600
+        ) as response:
+            yield from response.chunks()
+
+    def forget_export(self, ident: str) -> None:
+        """Let the daemon remove what was exported; nothing happens when it is gone."""
+        self._call("DELETE", f"exports/{_segment(ident)}")
+
     # Templates and clones
 
     def templates(self) -> list[TemplateView]:

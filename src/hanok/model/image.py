@@ -30,6 +30,14 @@ class ForeignFormat(StrEnum):
     KERNEL = "kernel"
 
 
+class ExportFormat(StrEnum):
+    """Formats that a disk can be exported in; VMDK is ``monolithicSparse``."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+    VMDK = "vmdk"
+
+
 @dataclass(frozen=True)
 class Base:
     """A disk file that an overlay stands on; never written."""
@@ -95,6 +103,12 @@ class ImportRequest(Frozen):
     cmdline: str | None = Field(
         default=None, max_length=1024, pattern=r"^[ -~]*$", description="of a file that is a kernel"
     )
+
+
+class ExportRequest(Frozen):
+    """How a disk is to be exported."""
+
+    format: ExportFormat = ExportFormat.QCOW2
 
 
 class PullRequest(Frozen):

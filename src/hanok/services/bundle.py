@@ -13,6 +13,7 @@ from hanok.services.departure import Departure
 from hanok.services.diskwatch import DiskWatch
 from hanok.services.drafts import Drafts
 from hanok.services.entrance import Entrance
+from hanok.services.exports import ExportService
 from hanok.services.guests import Guests
 from hanok.services.host import HostService
 from hanok.services.images import ImageService
@@ -49,6 +50,7 @@ class Services:
     vms: VmService
     changes: ChangeService
     images: ImageService
+    exports: ExportService
     pulls: PullService
     kernels: KernelService
     networks: NetworkService
@@ -100,6 +102,7 @@ def make_services(parts: Parts, clock: Clock | None = None) -> Services:
     entrance = Entrance(parts.settings.certificates)
     views = Views(parts, capacity, entrance)
     images = ImageService(parts, operations)
+    exports = ExportService(parts, operations)
     supervisor = Supervisor(parts, guests, vms, operations, clock)
     lifecycle.on_change = supervisor.look
     return Services(
@@ -110,6 +113,7 @@ def make_services(parts: Parts, clock: Clock | None = None) -> Services:
         vms=vms,
         changes=ChangeService(parts, operations, capacity, networks, guests, lifecycle),
         images=images,
+        exports=exports,
         pulls=PullService(parts, operations, images.uploads),
         kernels=KernelService(parts, operations, images),
         networks=networks,
@@ -131,6 +135,7 @@ def make_services(parts: Parts, clock: Clock | None = None) -> Services:
             parts, vms, operations, returning, partial(why_ending, parts.runner), boot_id(), clock
         ),
         recovery=Recovery(
-            parts, guests, lifecycle, vms, templates, operations, images, DiskWatch(parts, vms)
+            *(parts, guests, lifecycle, vms, templates, operations, images, exports),
+            DiskWatch(parts, vms),
         ),
     )

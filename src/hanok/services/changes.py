@@ -23,6 +23,7 @@ from hanok.model.operation import Operation
 from hanok.model.vm import Mode, Publish, VmRecord, VmSpec, VmState, Wanted
 from hanok.network.base import free_address, make_mac
 from hanok.services.applying import Progress, Steps, take_back
+from hanok.services.busy import check_idle, check_not_exported
 from hanok.services.capacity import CapacityService
 from hanok.services.drafts import check_duplicates, check_publish
 from hanok.services.events import make_event
@@ -43,7 +44,6 @@ from hanok.services.shape import (
     with_pending,
 )
 from hanok.services.suiting import check_keeping
-from hanok.services.vms import BRINGS_UP
 from hanok.store.base import PutVm
 from hanok.units import format_size
 
@@ -56,7 +56,6 @@ _HINTS = {
     VmState.PAUSED: "'hanok resume' lets it go on",
     VmState.WAITING: "it is started again soon; 'hanok stop' ends that",
 }
-_ON_VMS = (*BRINGS_UP, "stop", "pause", "delete", "set")
 
 
 class Before(Frozen):
@@ -178,12 +177,13 @@ class ChangeService:
             raise NotFound(f"there is no VM named {name}", field="name")
         if record.wanted is Wanted.ABSENT:
             raise Conflict(f"{record.spec.name} is being deleted")
+        await check_not_exported(self._parts, record)
         if self._parts.locks.by_vm[record.uuid].locked() or record.state not in _SETTLED:
             raise Conflict(
                 f"{record.spec.name} is {record.state} and cannot be changed just now",
                 hint=_HINTS.get(record.state, _WAIT),
             )
-        await self._check_idle(record)
+        await check_idle(self._parts, record, "changed")
         if generation is not None and generation != record.generation:
             raise Conflict(
                 f"{record.spec.name} was changed meanwhile by somebody else",
@@ -192,17 +192,6 @@ class ChangeService:
                 hint=f"look at it again ('hanok show {record.spec.name}'), then ask again",
             )
         return record
-
-    async def _check_idle(self, record: VmRecord) -> None:
-        """Raise Conflict while an operation on the VM waits or runs: it must find what it knew."""
-        for operation in await self._parts.store.operations(unfinished=True):
-            on_it = operation.kind in _ON_VMS and operation.target == record.spec.name
-            if on_it or record.uuid in operation.arguments.get("vms", ()):
-                raise Conflict(
-                    f"{record.spec.name} cannot be changed just now: a {operation.kind} of it is"
-                    " under way",
-                    hint=f"'hanok operations follow {operation.id}' waits for its end",
-                )
 
     async def _as_asked(self, record: VmRecord, wanted: VmChange) -> VmRecord:
         """Return the VM as it is asked to be. Raises InvalidInput, NotFound, Conflict."""

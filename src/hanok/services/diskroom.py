@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hanok.config import Settings
 from hanok.filesystems import FileSystem, disk_full, file_system_of
 from hanok.model.views import FileSystemView
 from hanok.model.vm import VmRecord
 from hanok.services.machines import files_of
-from hanok.units import MIB, format_size
+from hanok.units import GIB, MIB, format_size
 
 # What must be free before a VM that met a full file system goes on: it would else only meet it
 # again, a few writes later.
 ROOM_TO_GO_ON = 64 * MIB
+# What stays free in any case of what a file of its user's choice may take.
+KEPT_FREE = 1 * GIB
 
 
 def find_file_systems(settings: Settings) -> list[FileSystemView]:
@@ -22,6 +26,7 @@ def find_file_systems(settings: Settings) -> list[FileSystemView]:
         "templates": settings.templates,
         "images": settings.images,
         "uploads": settings.uploads,
+        "exports": settings.exports,
     }
     found: dict[int, tuple[FileSystem, list[str]]] = {}
     for name, path in places.items():
@@ -38,6 +43,14 @@ def find_file_systems(settings: Settings) -> list[FileSystemView]:
         )
         for one, names in found.values()
     ]
+
+
+def check_room_for(folder: Path, what: str, needed: int) -> int:
+    """Return the bytes that a new file in ``folder`` may take. Raises DiskFull below ``needed``."""
+    room = file_system_of(folder).free - KEPT_FREE
+    if room < needed:
+        raise disk_full(folder, what, needed + KEPT_FREE)
+    return room
 
 
 def check_room_to_go_on(settings: Settings, record: VmRecord) -> None:

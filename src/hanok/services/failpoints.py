@@ -38,6 +38,13 @@ CLONE_STEPS = (
 RESTART_STEPS = ("restart.waiting", "revive.accepted", "restart.counted")
 HEAL_STEPS = ("heal.accepted",)
 IMPORT_STEPS = ("import.accepted", "import.begin", "import.taken")
+EXPORT_STEPS = (
+    "export.accepted",
+    "export.begin",
+    "export.jail",
+    "export.written",
+    "export.made",
+)
 TEMPLATE_STEPS = ("template.accepted", "template.frozen", "template.saved", "template.end")
 # Every step of a change, after its operation was accepted, of a VM that is up.
 SET_STEPS = (
@@ -62,6 +69,7 @@ ALL_STEPS = (
     *HEAL_STEPS,
     *TEMPLATE_STEPS,
     *IMPORT_STEPS,
+    *EXPORT_STEPS,
     *SET_STEPS,
 )
 

@@ -15,6 +15,7 @@ from hanok.model.vm import VmRecord, VmState, Wanted
 from hanok.proc import find_owned, kill_and_wait
 from hanok.services.diskwatch import DiskWatch
 from hanok.services.events import make_event
+from hanok.services.exports import ExportService
 from hanok.services.guests import Guests
 from hanok.services.images import ImageService
 from hanok.services.keeping import End, crashed, ended
@@ -42,6 +43,7 @@ class Recovery:
         templates: TemplateService,
         operations: Operations,
         images: ImageService,
+        exports: ExportService,
         disks: DiskWatch,
     ) -> None:
         self._parts = parts
@@ -51,6 +53,7 @@ class Recovery:
         self._templates = templates
         self._operations = operations
         self._images = images
+        self._exports = exports
         self._disks = disks
         self._settling: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
@@ -101,6 +104,7 @@ class Recovery:
         await self._parts.networks.sweep(used)
         await asyncio.to_thread(self._parts.images.sweep)
         await self._images.sweep()
+        self._exports.sweep()
 
     async def _adopt_networks(self, records: list[VmRecord]) -> None:
         """Take over the networks in use, and start those whose keeper has died."""

@@ -13,6 +13,7 @@ from hanok.model.template import TemplateOwner, TemplateRecord, TemplateState
 from hanok.model.views import StackView
 from hanok.model.vm import VmRecord, VmSpec, VmState, Wanted
 from hanok.placement.admission import admit
+from hanok.services.busy import BRINGS_UP
 from hanok.services.capacity import CapacityService
 from hanok.services.drafts import Drafts
 from hanok.services.events import make_event
@@ -23,7 +24,7 @@ from hanok.services.returning import Returning
 from hanok.services.suiting import check_offered
 from hanok.services.templates import TemplateService
 from hanok.services.views import Views
-from hanok.services.vms import BRINGS_UP, VmService, check_definition
+from hanok.services.vms import VmService, check_definition
 from hanok.store.base import PutTemplate, PutVm
 
 

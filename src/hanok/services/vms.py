@@ -15,6 +15,7 @@ from hanok.images.recipes import is_own, resolve
 from hanok.model.keeping import RestartsSeen
 from hanok.model.operation import Operation
 from hanok.model.vm import VmRecord, VmSpec, VmState, Wanted
+from hanok.services.busy import BRINGS_UP, check_not_exported
 from hanok.services.capacity import CapacityService
 from hanok.services.diskroom import check_room_to_go_on, why_starved
 from hanok.services.drafts import Drafts, check_duplicates
@@ -29,8 +30,6 @@ from hanok.services.suiting import check_architecture, check_keeping, suited
 from hanok.services.warm import WarmStarts
 from hanok.store.base import PutVm
 
-# What a later stop or delete replaces: nobody needs to wait for a guest that is to go.
-BRINGS_UP = ("run", "start", "restart", "resume", "revive", "heal")
 _RUNS = (RunState.RUNNING, RunState.PAUSED)
 # A guest that is not well may not listen either.
 _HEAL_LIMIT = 10.0
@@ -112,6 +111,7 @@ class VmService:
         """Bring a stopped VM up. Raises Conflict when it is up, NotAdmitted without room."""
         async with self._parts.locks.admission:
             record = await self._present(name)
+            await check_not_exported(self._parts, record)
             if is_up(record) and record.state not in (VmState.FAILED, VmState.WAITING):
                 raise Conflict(f"{record.spec.name} is {record.state} already")
             if not is_up(record):
@@ -188,6 +188,7 @@ class VmService:
     async def delete(self, name: str, *, force: bool) -> Operation:
         """Stop a VM if it runs (with ``force``) and remove it with its disk."""
         record = await self._parts.vm(name)
+        await check_not_exported(self._parts, record)
         if is_up(record) and record.state is not VmState.FAILED and not force:
             raise Conflict(
                 f"{record.spec.name} is {record.state}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,13 @@ from hanok.units import GIB, format_size
 _IMG_MEMORY = 2 * GIB
 _COPY_LIMIT = 1800.0
 _GROW_LIMIT = 60
-# docs/interop/qcow2.txt: magic, 20 bytes of other fields, the virtual size.
-_QCOW2_HEAD = struct.Struct(">4s20xQ")
+# docs/interop/qcow2.txt: magic, version, the backing file's name, the size of clusters, the virtual
+# size, encryption; in version 3 also incompatible features.
+_QCOW2_HEAD = struct.Struct(">4sI12x4xQI36xQ")
 _QCOW2_MAGIC = b"QFI\xfb"
+# Bits 0 (dirty), 1 (corrupt), 3 (compression type), 4 (extended L2 entries). Bit 2 is a data file,
+# which whoever opens the disk would open too: no disk of a VM has one.
+_FEATURES = 0b11011
 
 
 def check_disk_size(image: Image, size: int) -> None:
@@ -80,18 +85,46 @@ async def grow(runner: Runner, path: Path, size: int, account: Account | None) -
     sync_path(path)
 
 
-def virtual_size(path: Path) -> int:
-    """Return the bytes that a qcow2 disk is large for its guest. Raises HostError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        head = file.read(_QCOW2_HEAD.size)
+def virtual_size(path: Path, owner: int | None = None) -> int:
+    """Return the bytes that a VM's qcow2 disk is large for its guest.
+
+    The process that ran the VM could have put anything there. Raises HostError for what is no plain
+    file, or not of the uid ``owner`` alone, and for one that is encrypted or names a data file.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        magic, size = _QCOW2_HEAD.unpack(head)
-    except struct.error:
-        magic, size = b"", 0
-    if magic != _QCOW2_MAGIC:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise HostError(f"the disk {path} cannot be read: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor)
+        own = owner is None or (found.st_uid == owner and found.st_nlink == 1)
+        if not stat.S_ISREG(found.st_mode) or not own:
+            raise HostError(f"the disk {path} is no plain file of the VM's own")
+        head = os.read(descriptor, _QCOW2_HEAD.size)
+    finally:
+        os.close(descriptor)
+    if len(head) < _QCOW2_HEAD.size or not head.startswith(_QCOW2_MAGIC):
         raise HostError(f"the disk {path} is no qcow2 file")
+    _, version, size, encryption, features = _QCOW2_HEAD.unpack(head)
+    if version not in (2, 3) or encryption != 0 or (version == 3 and features & ~_FEATURES):
+        raise HostError(f"the disk {path} is encrypted, or names another file, or is of a new kind")
     return int(size)
+
+
+def chain_node(chain: Sequence[tuple[str, DiskFormat]]) -> str:
+    """Return how qemu-img is told of files of which each stands on the next, the top first. Pure.
+
+    What the headers of the files name is never opened: each node is said, and that nothing is below
+    the last.
+    """
+    node: dict[str, object] | None = None
+    for filename, format in reversed(chain):
+        below, node = node, {"driver": format.value, "read-only": True}
+        node["file"] = {"driver": "file", "filename": filename, "read-only": True}
+        if format is DiskFormat.QCOW2:
+            node["backing"] = below
+    return f"json:{json.dumps(node, ensure_ascii=False)}"
 
 
 async def flatten(
@@ -104,19 +137,12 @@ async def flatten(
 ) -> None:
     """Copy what is on ``disk``, an overlay on ``bases``, to a disk of its own at ``path``.
 
-    What the headers of the files name is never opened: each node is said. Nothing happens when
-    ``path`` exists.
+    Nothing happens when ``path`` exists. What the headers name is not opened: see chain_node.
     """
     if path.exists():
         return
     chain = [(disk, DiskFormat.QCOW2), *((base.path, base.format) for base in bases)]
-    node: dict[str, object] | None = None
-    for file, format in reversed(chain):
-        below, node = node, {"driver": format.value, "read-only": True}
-        node["file"] = {"driver": "file", "filename": str(file), "read-only": True}
-        if format is DiskFormat.QCOW2:
-            node["backing"] = below
-    source = f"json:{json.dumps(node, ensure_ascii=False)}"
+    source = chain_node([(str(file), format) for file, format in chain])
     options = ["convert", "-q", "-O", "qcow2", source]
     await _make(runner, path, account, options, [], timeout=_COPY_LIMIT)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from hanok.errors import CommandFailed, DiskFull, HostError, InvalidInput, TimedOut
@@ -19,12 +17,12 @@ from hanok.filesystems import disk_full, file_system_of
 from hanok.images.filing import take_file
 from hanok.images.foreign.boot import HEAD_SIZE, firmware_of
 from hanok.images.foreign.formats import ForeignDisk, check_size
+from hanok.images.jail import Jail
 from hanok.images.progress import Report
 from hanok.images.qcow2 import read_virtual_size
-from hanok.images.sandbox import DEFAULT_ACCOUNT
 from hanok.model.image import ForeignFormat
 from hanok.model.vm import Firmware
-from hanok.proc import Account, Limits, Runner, require_program
+from hanok.proc import Limits, Runner, require_program
 from hanok.units import GIB, MIB
 
 _TIME_LIMIT = 3600.0
@@ -39,54 +37,6 @@ _SLOWEST = 8 * MIB
 _LEAST_SECONDS = 60
 _NAME, _HEAD = "disk.qcow2", "head"
 _SECTOR = 512
-
-
-@dataclass(frozen=True)
-class Jail:
-    """Where qemu-img works on the file ``source``: it writes to the folder ``out``."""
-
-    source: Path
-    folder: Path
-    account: Account | None
-
-    @property
-    def out(self) -> Path:
-        """The folder that it writes to."""
-        return self.folder / "out"
-
-    def inside(self, name: str = "") -> tuple[str, str]:
-        """Return the names of the source and of the file ``name`` of ``out``, as it sees them."""
-        if self.account is None:
-            return str(self.source), str(self.out / name)
-        return "/in/file", f"/out/{name}"
-
-    def argv(self, command: Sequence[str]) -> list[str]:
-        """Return the command line that runs ``command`` in it and ends with this process."""
-        bound = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
-        if self.account is None:
-            return [*bound, *command]
-        script = (resources.files("hanok.images.foreign") / "jail").read_text()
-        spaces = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child"]
-        what = [str(self.folder / "root"), str(self.source), str(self.out)]
-        who = [str(self.account.uid), str(self.account.gid)]
-        return [*bound, *spaces, "sh", "-c", script, "jail", *what, *who, *command]
-
-
-def make_jail(source: Path, folder: Path, account: Account | None) -> Jail:
-    """Make a jail in the new folder ``folder``; ``account`` counts for root only.
-
-    ``source`` is given to that account, to be read by it alone.
-    """
-    account = (account or DEFAULT_ACCOUNT) if os.geteuid() == 0 else None
-    jail = Jail(source, folder, account)
-    folder.mkdir(mode=0o755)
-    (folder / "root").mkdir(mode=0o755)
-    jail.out.mkdir(mode=0o700)
-    if account is not None:
-        os.chown(jail.out, account.uid, account.gid)
-        os.chown(source, account.uid, account.gid)
-    source.chmod(0o400)
-    return jail
 
 
 def source_node(disk: ForeignDisk, filename: str) -> str:
@@ -124,7 +74,7 @@ async def convert(
     packed = disk.place[1] if disk.place is not None else jail.source.stat().st_size
     most = min(room, _MOST_TIMES * packed + _MOST_BEYOND)
     seconds = min(round(_TIME_LIMIT), _LEAST_SECONDS + min(most, disk.size) // _SLOWEST)
-    given, made = jail.inside(_NAME)
+    given, made = jail.given(), jail.made(_NAME)
     report("converting the disk", None)
     # -n would not say the size; -W and more coroutines gain nothing on one file.
     command = ["qemu-img", "convert", "-q", "-O", "qcow2", source_node(disk, given), made]
@@ -156,8 +106,8 @@ async def make_empty(size: int, target: Path, runner: Runner) -> Converted:
 
 async def _boot_ways(target: Path, jail: Jail, runner: Runner) -> tuple[Firmware, ...]:
     """Return by what the converted disk boots, reading its beginning in the same jail."""
-    reading = Jail(target, jail.folder, jail.account)
-    given, made = reading.inside(_HEAD)
+    reading = Jail((target,), jail.folder, jail.account)
+    given, made = reading.given(), reading.made(_HEAD)
     sizes = [f"bs={HEAD_SIZE}", "count=1"]
     command = ["qemu-img", "dd", "-f", "qcow2", "-O", "raw", *sizes, f"if={given}", f"of={made}"]
     limits = Limits(cpu_seconds=30, memory=_MEMORY, file_size=16 * MIB)

@@ -17,10 +17,11 @@ from hanok.images.builder import DISK, METADATA
 from hanok.images.filing import hash_file
 from hanok.images.foreign.bare import HEAD_SIZE as BARE_HEAD
 from hanok.images.foreign.bare import LARGEST_BARE, format_of
-from hanok.images.foreign.convert import Converted, convert, make_empty, make_jail
+from hanok.images.foreign.convert import Converted, convert, make_empty
 from hanok.images.foreign.formats import ForeignDisk, read_disk
 from hanok.images.foreign.ova import Part, is_ova, read_ova
 from hanok.images.foreign.ovf import Appliance
+from hanok.images.jail import make_jail
 from hanok.images.progress import Report
 from hanok.images.recipes import OWN
 from hanok.model.image import Appliance as Wishes
