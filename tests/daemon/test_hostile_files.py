@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from hanok.errors import InvalidInput
 from hanok.images.foreign.formats import read_disk
 from hanok.images.foreign.ova import read_ova
 from hanok.model.image import ForeignFormat
-from hanok.units import MIB
+from hanok.units import GIB, MIB
 from tests.daemon.harness import Daemon, wait_until
 from tests.foreign.hostile import BOOT, CASES, Case, Place, whole
 from tests.fuzz import bounded
@@ -183,16 +183,130 @@ def test_a_hostile_file_gets_nothing_and_costs_little(
 
 
 def _use(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    """Inspect and run an image, with a larger disk, and look for the canary again."""
+    """Inspect, run, resize and export what became an image, and look for the canary again."""
     for words in (
         ("image", "inspect", "own:bad"),
         ("image", "inspect", "own:bad", "--json"),
         ("run", "own:bad", "--name", "bad", "--memory", "128M", "--disk", "1G"),
         ("show", "bad", "--json"),
+        ("stop", "bad", "--force"),
+        ("set", "bad", "--disk", "2G"),
     ):
         status, said = hanok(capsys, *words)
         assert status == 0, said
         assert leaks(daemon, said) == []
+    with tempfile.TemporaryDirectory(prefix="hk-out-", dir="/tmp") as out:
+        for kind in ("qcow2", "raw", "vmdk"):
+            file = Path(out, kind)
+            status, said = hanok(capsys, "export", "bad", str(file), "--format", kind)
+            # One whose tables do not add up is found out by now, if it is not whole.
+            assert status == 0, said
+            assert TOKEN not in said
+            assert not holds(file, TOKEN.encode())
+        assert sorted(path.name for path in Path(out).iterdir()) == ["qcow2", "raw", "vmdk"]
+
+
+# --- what a process that ran a VM could leave in the place of its disk ---------------------
+
+
+def _of_another(disk: Path, place: Place) -> None:
+    """A good disk, but not one of the VM's own."""
+    write(disk, whole(place, "qcow2"))
+    os.chown(disk, 0, 0)
+
+
+PLANTED: dict[str, Callable[[Path, Place], object]] = {
+    "symbolic link": lambda disk, place: disk.symlink_to(place.canary),
+    "hard link": lambda disk, place: disk.hardlink_to(place.canary),
+    "folder": lambda disk, place: disk.mkdir(),
+    "pipe": lambda disk, place: os.mkfifo(disk),
+    "device": lambda disk, place: os.mknod(disk, stat.S_IFCHR | 0o666, os.makedev(1, 5)),
+    "of another": _of_another,
+    "nothing": lambda disk, place: None,
+    "the canary": lambda disk, place: write(disk, place.canary.read_bytes()),
+}
+
+
+def write(disk: Path, data: bytes) -> None:
+    """Write a file as the VM's own account would, readable by it alone."""
+    disk.write_bytes(data)
+    disk.chmod(0o600)
+    told = disk.parent.stat()
+    os.chown(disk, told.st_uid, told.st_gid)
+
+
+def _planted(case: Case) -> Callable[[Path, Place], object]:
+    def plant(disk: Path, place: Place) -> None:
+        path = case.make(place)
+        told = path.lstat()
+        if stat.S_ISREG(told.st_mode) and told.st_size < GIB:
+            write(disk, path.read_bytes())
+
+    return plant
+
+
+PLANTED |= {name: _planted(case) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def victim(fake_daemon: Daemon) -> Path:
+    """The disk of a VM that is stopped; a copy of it lies beside the daemon's home."""
+    made = fake_daemon.run("victim")
+    fake_daemon.done(fake_daemon.client.change("victim", "stop", {"force": True}))
+    return Path(fake_daemon.home, "vms", made["uuid"], "m", "disk.qcow2")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the jail and the devices need root")
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+def test_a_hostile_disk_gets_nothing_out_of_a_change_or_an_export(
+    fake_daemon: Daemon,
+    victim: Path,
+    place: Place,
+    plant: Callable[[Path, Place], object],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each verb ends, well or with an error of ours; the canary stays what it is, and at home."""
+    for name, value in (("HANOK_HOME", str(fake_daemon.home)), ("HANOK_REMOTE", "local")):
+        monkeypatch.setenv(name, value)
+    assert fake_daemon.process is not None
+    pid = fake_daemon.process.pid
+    kept = victim.with_suffix(".kept")
+    victim.rename(kept)
+    plant(victim, place)
+    size = fake_daemon.client.vm("victim")["disk"] // MIB + 64
+    before = picture(place.canary.parent)
+    forget_most(pid)
+    start = cost_of(pid)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hk-out-", dir="/tmp") as out:
+            file = Path(out, "file")
+            for words in (
+                ("export", "victim", str(file), "--format", "raw"),
+                ("set", "victim", "--disk", f"{size}M"),
+                ("export", "victim", str(file), "--format", "qcow2", "--force"),
+            ):
+                status, said = hanok(capsys, *words)
+                assert status in (0, 1, 2)
+                assert TOKEN not in said
+                assert "Traceback" not in said
+                assert "inside Hanok" not in said
+                assert file.exists() or status != 0 or words[0] == "set"
+                assert not file.exists() or not holds(file, TOKEN.encode())
+                assert [path.name for path in Path(out).iterdir()] in ([], ["file"])
+        end = cost_of(pid)
+        assert picture(place.canary.parent) == before
+        assert end.commands + end.own - start.commands - start.own < MOST_CPU_SECONDS
+        assert end.resident - start.resident < MOST_MEMORY
+        exports = fake_daemon.home / "exports"
+        assert not exports.exists() or list(exports.iterdir()) == []
+    finally:
+        if victim.is_dir() and not victim.is_symlink():
+            victim.rmdir()
+        else:
+            victim.unlink(missing_ok=True)
+        kept.rename(victim)
+    assert "Traceback" not in fake_daemon.log()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the devices need root")
