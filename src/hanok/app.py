@@ -31,11 +31,14 @@ from hanok.config import Listen, Settings, load_settings
 from hanok.errors import Conflict, HanokError, HostError, InvalidInput
 from hanok.hypervisors.base import Hypervisor
 from hanok.hypervisors.fake import FakeHypervisor
+from hanok.hypervisors.qemu.arch import find_row
 from hanok.hypervisors.qemu.driver import QemuHypervisor
 from hanok.hypervisors.qemu.probe import ProbeGuest
 from hanok.hypervisors.xen.driver import XenHypervisor
 from hanok.hypervisors.xen.toolstack import is_dom0
+from hanok.images.change import Emulator
 from hanok.images.library import ImageLibrary
+from hanok.model.architecture import Arch
 from hanok.network.base import Networks
 from hanok.network.choice import USER, choose_networks
 from hanok.network.keepers import KeeperNetworks
@@ -297,7 +300,7 @@ async def make_daemon(settings: Settings, clock: Clock | None = None) -> Service
     store = SqliteStore(settings.database)
     await store.open()
     runner = SystemRunner()
-    images = ImageLibrary(settings.images, runner, _build_account(settings))
+    images = ImageLibrary(settings.images, runner, _build_account(settings), find_emulator)
     hypervisor, networks = await make_backends(settings, runner, images)
     scopes: Scopes = NoScopes()
     if settings.hypervisor != "fake":
@@ -315,6 +318,12 @@ async def make_daemon(settings: Settings, clock: Clock | None = None) -> Service
         scopes=scopes,
     )
     return make_services(parts, clock)
+
+
+def find_emulator(arch: Arch) -> Emulator:
+    """Return what runs the small VMs that change disks of an architecture. Raises HostError."""
+    row = find_row(arch)
+    return Emulator(row.emulator, row.package, row.machine_alias, row.cpu_translated)
 
 
 async def _charge_of(store: Store, hypervisor: Hypervisor, uuid: str) -> Charge | None:

@@ -9,19 +9,30 @@ from typing import Any
 
 import pytest
 
-from hanok.errors import CommandFailed, Conflict, GuestError, InvalidInput, NotFound, Unsupported
-from hanok.images.change import Kit, Target, change_argv
+from hanok.app import find_emulator
+from hanok.errors import (
+    CommandFailed,
+    Conflict,
+    GuestError,
+    HostError,
+    InvalidInput,
+    NotFound,
+    Unsupported,
+)
+from hanok.images.change import Emulator, Kit, Target, change_argv
 from hanok.images.library import ImageLibrary
 from hanok.images.paravirtualize import Order, check
 from hanok.images.recipes import kernel_ref, resolve
 from hanok.kernels.cpio import make_archive
 from hanok.kernels.initrd import read_initrd
+from hanok.model.architecture import GUEST_ARCHITECTURES, Arch
 from hanok.model.image import Image
 from hanok.model.vm import Mode
 from hanok.proc import Completed
 from tests.images.builds import QuickBuilds
 
 PACKAGE = "linux-image-amd64"
+EMULATOR = Emulator("qemu-system-x86_64", "qemu-system-x86", "pc", "qemu64")
 SAID = ("put 6.1.0-1-amd64 on /dev/vda", "done")
 
 
@@ -38,7 +49,7 @@ class QuickChanges(QuickBuilds):
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any
     ) -> Completed:
         """Stand in for QEMU; everything else goes on."""
-        if "qemu-system-x86_64" not in argv:
+        if EMULATOR.program not in argv:
             return await super().run(argv, env=env, **options)
         self.argv = list(argv)
         hear: Callable[[str], None] = options["on_line"]
@@ -52,6 +63,10 @@ def quiet(message: str, fraction: float | None) -> None:
     """Report to nobody."""
 
 
+def library_in(folder: Path, runner: QuickChanges) -> ImageLibrary:
+    return ImageLibrary(folder, runner, emulators=lambda arch: EMULATOR)
+
+
 async def order_in(library: ImageLibrary, ref: str = "own:better") -> Order:
     old = await library.ensure("debian:12", (), quiet)
     kernel = await library.ensure(kernel_ref(old.ref), (PACKAGE,), quiet)
@@ -63,7 +78,7 @@ async def order_in(library: ImageLibrary, ref: str = "own:better") -> Order:
 async def test_the_new_image_has_the_new_kernel_first_and_the_old_for_other_modes(
     short_tmp: Path,
 ) -> None:
-    library = ImageLibrary(short_tmp, QuickChanges())
+    library = library_in(short_tmp, QuickChanges())
     order = await order_in(library)
     made = await library.paravirtualize(order, quiet)
     assert (made.ref, made.made_from, made.id) == ("own:better", order.old.id, order.id)
@@ -81,7 +96,7 @@ async def test_the_new_image_has_the_new_kernel_first_and_the_old_for_other_mode
 
 
 async def test_a_name_belongs_to_one_image(short_tmp: Path) -> None:
-    library = ImageLibrary(short_tmp, QuickChanges())
+    library = library_in(short_tmp, QuickChanges())
     order = await order_in(library)
     await library.paravirtualize(order, quiet)
     other = Order(order.old.model_copy(update={"id": "0" * 16}), *list(vars(order).values())[1:])
@@ -101,7 +116,7 @@ async def test_a_name_belongs_to_one_image(short_tmp: Path) -> None:
 async def test_a_failure_leaves_nothing(
     short_tmp: Path, said: tuple[str, ...], error: type[Exception], message: str
 ) -> None:
-    library = ImageLibrary(short_tmp, QuickChanges(said))
+    library = library_in(short_tmp, QuickChanges(said))
     order = await order_in(library)
     before = sorted(path.name for path in short_tmp.iterdir())
     with pytest.raises(error, match=message):
@@ -112,16 +127,17 @@ async def test_a_failure_leaves_nothing(
 
 
 async def test_packages_cannot_be_added_to_such_an_image(short_tmp: Path) -> None:
-    library = ImageLibrary(short_tmp, QuickChanges())
+    library = library_in(short_tmp, QuickChanges())
     await library.paravirtualize(await order_in(library), quiet)
     with pytest.raises(Unsupported, match="packages cannot be added"):
         await library.ensure("own:better", ("nginx",), quiet)
 
 
 async def test_the_small_vm_has_no_network_and_names_every_format(short_tmp: Path) -> None:
-    library = ImageLibrary(short_tmp, QuickChanges())
+    library = library_in(short_tmp, QuickChanges())
     order = await order_in(library)
-    argv = change_argv(order.kit, Path("/i,x"), Target(Path("/a,b"), "raw"))
+    argv = change_argv(EMULATOR, order.kit, Path("/i,x"), Target(Path("/a,b"), "raw"))
+    assert argv[:3] == [EMULATOR.program, "-machine", "pc"]
     assert "-nodefaults" in argv
     assert not [word for word in argv if "net" in word]
     nodes = [json.loads(argv[at + 1]) for at, word in enumerate(argv) if word == "-blockdev"]
@@ -155,7 +171,7 @@ def test_such_an_image_is_not_built() -> None:
 
 
 async def test_disks_that_the_kernel_would_not_find_are_refused(short_tmp: Path) -> None:
-    library = ImageLibrary(short_tmp, QuickChanges())
+    library = library_in(short_tmp, QuickChanges())
     image: Image = await library.ensure("debian:12", (), quiet)
     check(image)
     with pytest.raises(Unsupported, match="firmware boots the disk"):
@@ -163,3 +179,30 @@ async def test_disks_that_the_kernel_would_not_find_are_refused(short_tmp: Path)
     other = image.kernels[0].model_copy(update={"cmdline": "root=/dev/sda1"})
     with pytest.raises(Unsupported, match="label hanok-root"):
         check(image.model_copy(update={"kernels": (other,)}))
+
+
+@pytest.mark.parametrize(
+    ("arch", "program", "board"),
+    [
+        (Arch.AMD64, "qemu-system-x86_64", "q35"),
+        (Arch.ARM64, "qemu-system-aarch64", "virt"),
+    ],
+)
+async def test_the_small_vm_has_the_architecture_of_its_kernel(
+    short_tmp: Path, arch: Arch, program: str, board: str
+) -> None:
+    """Whatever the host's is."""
+    library = library_in(short_tmp, QuickChanges())
+    order = await order_in(library)
+    kit = Kit(order.kit.image.model_copy(update={"architecture": arch}), order.kit.folder)
+    argv = change_argv(find_emulator(arch), kit, Path("/i"), Target(Path("/a"), "raw"))
+    assert argv[:3] == [program, "-machine", board]
+    console = GUEST_ARCHITECTURES[arch].console
+    assert argv[argv.index("-append") + 1].startswith(f"console={console},115200 ")
+
+
+async def test_without_an_emulator_it_says_so(short_tmp: Path) -> None:
+    library = ImageLibrary(short_tmp, QuickChanges())
+    order = await order_in(library)
+    with pytest.raises(HostError, match="runs kernels of amd64"):
+        await library.paravirtualize(order, quiet)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,21 @@ _TIME_LIMIT = 15 * 60
 _LIMITS = Limits(cpu_seconds=_TIME_LIMIT, memory=4 * GIB)
 _SAID = "hanok-change: "
 _DENIED = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-_CONSOLE = GUEST_ARCHITECTURES[Arch.AMD64].console
-_CMDLINE = f"console={_CONSOLE},115200 quiet loglevel=3 rdinit=/change panic=-1 cryptomgr.notests"
+_CMDLINE = "quiet loglevel=3 rdinit=/change panic=-1 cryptomgr.notests"
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """What runs the small VM: the program, its Debian package, its board and its CPU model."""
+
+    program: str
+    package: str
+    board: str
+    cpu: str
+
+
+# Which emulator runs guests of an architecture; it raises HostError when there is none.
+Emulators = Callable[[Arch], Emulator]
 
 
 @dataclass(frozen=True)
@@ -45,19 +59,21 @@ class Target:
     format: str
 
 
-def change_argv(kit: Kit, initrd: Path, target: Target) -> list[str]:
+def change_argv(emulator: Emulator, kit: Kit, initrd: Path, target: Target) -> list[str]:
     """Return the command line of the small VM. Pure.
 
     Software emulation: it works everywhere and has nothing to measure first.
     """
     kernel = kit.image.kernels[0]
+    console = GUEST_ARCHITECTURES[kit.image.architecture].console
     return [
-        "qemu-system-x86_64",
-        *("-machine", "q35", "-accel", "tcg,tb-size=256", "-cpu", "max", "-m", "512"),
+        emulator.program,
+        *("-machine", emulator.board, "-accel", "tcg,tb-size=256", "-cpu", emulator.cpu),
+        *("-m", "512"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", _DENIED, "-serial", "stdio", "-monitor", "none"),
         *("-kernel", str(kit.folder / kernel.vmlinuz), "-initrd", str(initrd)),
-        *("-append", _CMDLINE),
+        *("-append", f"console={console},115200 {_CMDLINE}"),
         *_disk("disk", target.path, target.format, read_only=False),
         *_disk("kit", kit.folder / kit.image.disk, str(kit.image.disk_format), read_only=True),
     ]
@@ -71,14 +87,19 @@ def _disk(name: str, path: Path, kind: str, *, read_only: bool) -> list[str]:
 
 
 async def put_kernel(
-    kit: Kit, target: Target, folder: Path, account: Account | None, runner: Runner
+    emulator: Emulator,
+    kit: Kit,
+    target: Target,
+    folder: Path,
+    account: Account | None,
+    runner: Runner,
 ) -> tuple[str, ...]:
     """Put the kernel of ``kit`` onto the disk ``target``; ``folder`` is an empty one for our use.
 
     Returns the kernel releases that were put there. Raises GuestError when the disk has no file
     system that can be changed or no room, CommandFailed, TimedOut.
     """
-    require_program("qemu-system-x86_64", "qemu-system-x86")
+    require_program(emulator.program, emulator.package)
     initrd = folder / "initrd"
     _write_initrd(kit, initrd)
     if account is not None and os.geteuid() == 0:
@@ -92,7 +113,7 @@ async def put_kernel(
             said.append(text.strip())
 
     # It ends with the daemon: nobody would wait for it any more.
-    argv = ["setpriv", "--pdeathsig", "KILL", *change_argv(kit, initrd, target)]
+    argv = ["setpriv", "--pdeathsig", "KILL", *change_argv(emulator, kit, initrd, target)]
     try:
         await runner.run(
             argv, timeout=_TIME_LIMIT, account=account, limits=_LIMITS, cwd=Path("/"), on_line=hear

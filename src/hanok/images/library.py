@@ -27,6 +27,7 @@ from hanok.durable import sync_path
 from hanok.errors import CommandFailed, Conflict, HostError, NotFound, Unsupported
 from hanok.filesystems import disk_full, file_system_of, full_error, is_full
 from hanok.images.builder import METADATA, Builder
+from hanok.images.change import Emulators
 from hanok.images.compose import compose
 from hanok.images.filing import hash_file
 from hanok.images.foreign.take import ForeignOrder, take_foreign
@@ -55,11 +56,21 @@ _NO_ROOM = re.compile("No space left on device|enough free space|Disk quota exce
 class ImageLibrary:
     """Finds, builds, checks and deletes the images below one folder."""
 
-    def __init__(self, folder: Path, runner: Runner, build_account: Account | None = None) -> None:
-        """``build_account``: the uid that builds when we are root (default: one of our own)."""
+    def __init__(
+        self,
+        folder: Path,
+        runner: Runner,
+        build_account: Account | None = None,
+        emulators: Emulators | None = None,
+    ) -> None:
+        """``build_account``: the uid that builds when we are root (default: one of our own).
+
+        ``emulators`` knows what runs a kernel that is put onto a disk.
+        """
         self._folder = folder
         self._runner = runner
         self._account = build_account
+        self._emulators = emulators
         self._builder = Builder(runner, build_account, folder / ".apt-cache")
 
     def list(self) -> list[Image]:
@@ -157,11 +168,18 @@ class ImageLibrary:
         """Return the image that ``order`` describes, making it when it is missing.
 
         Raises Conflict when another image has its name, GuestError when the disk cannot be
-        changed, CommandFailed, TimedOut. A failed or cancelled attempt leaves nothing.
+        changed, HostError when nothing here runs the kernel, CommandFailed, TimedOut. A failed or
+        cancelled attempt leaves nothing.
         """
+        arch = order.kit.image.architecture
+        if self._emulators is None:
+            raise HostError(f"there is nothing on this host that runs kernels of {arch}")
+        emulator = self._emulators(arch)
 
         async def make(build: Path) -> Path:
-            return await paravirtualize(order, build, self._account, self._runner, progress)
+            return await paravirtualize(
+                order, build, self._account, self._runner, progress, emulator
+            )
 
         return await self._add(order.id, order.ref, make, progress)
 

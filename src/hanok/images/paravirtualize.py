@@ -12,7 +12,7 @@ from pathlib import Path
 from hanok.durable import sync_path
 from hanok.errors import Unsupported
 from hanok.images.builder import METADATA
-from hanok.images.change import Kit, Target, put_kernel
+from hanok.images.change import Emulator, Kit, Target, put_kernel
 from hanok.images.filing import hash_file, take_file
 from hanok.images.progress import Report
 from hanok.images.qcow2 import read_virtual_size
@@ -59,12 +59,18 @@ def check(image: Image) -> None:
 
 
 async def paravirtualize(
-    order: Order, folder: Path, account: Account | None, runner: Runner, report: Report
+    order: Order,
+    folder: Path,
+    account: Account | None,
+    runner: Runner,
+    report: Report,
+    emulator: Emulator,
 ) -> Path:
     """Return a finished image folder inside the new folder ``folder``.
 
-    ``account``: the uid that works when we are root. Raises GuestError when the disk cannot be
-    changed (no ext4, no room), CommandFailed, TimedOut, HostError when this disk is full.
+    ``account``: the uid that works when we are root; ``emulator`` runs the kernel. Raises
+    GuestError when the disk cannot be changed (no ext4, no room), CommandFailed, TimedOut,
+    HostError when this disk is full.
     """
     account = account or DEFAULT_ACCOUNT
     target, work = folder / "image", folder / "change"
@@ -75,7 +81,7 @@ async def paravirtualize(
     copy = Target(work / order.old.disk, str(order.old.disk_format))
     await asyncio.to_thread(shutil.copyfile, order.source / order.old.disk, copy.path)
     report("putting the kernel onto the disk", None)
-    await put_kernel(order.kit, copy, work, account, runner)
+    await put_kernel(emulator, order.kit, copy, work, account, runner)
     report("checking the result", 0.95)
     return await asyncio.to_thread(_take_over, order, copy.path, target)
 

@@ -36,7 +36,8 @@ class Architecture:
     ``debian`` is Debian's name, ``emulator`` the program, ``modes`` what its board offers.
     ``board`` gives the options of its machine type for a mode and whether firmware wants SMM;
     ``serial`` the arguments of serial port ``number`` on the character device of a name.
-    ``machine_prefix`` starts the names of the versioned machine types. The CPU models:
+    ``machine_prefix`` starts the names of the versioned machine types, ``machine_alias`` is the
+    newest of them by QEMU's own name. The CPU models:
     ``cpu_translated`` for TCG; ``cpu_para`` and ``cpu_full`` for KVM, the latter without anything
     that tells the guest that it is virtualized; ``cpu_not_nested`` takes from each of them what a
     hypervisor in the guest needs; ``cpu_translated_xen`` from TCG's what Xen cannot run with there.
@@ -50,6 +51,7 @@ class Architecture:
     board: Callable[[Mode, bool], dict[str, str]]
     serial: Callable[[int, str], list[str]]
     machine_prefix: str
+    machine_alias: str
     cpu_translated: str
     cpu_para: str
     cpu_full: str
@@ -91,6 +93,7 @@ X86_64 = Architecture(
     serial=_isa_serial,
     package="qemu-system-x86",
     machine_prefix="pc-q35-",
+    machine_alias="q35",
     cpu_translated="max,la57=off",
     cpu_para="host",
     cpu_full="host,kvm=off,hypervisor=off",
@@ -127,6 +130,7 @@ AARCH64 = Architecture(
     board=_virt,
     serial=_built_in_serial,
     machine_prefix="virt-",
+    machine_alias="virt",
     cpu_translated="cortex-a72",
     cpu_para="host",
     cpu_full="host",
