@@ -39,6 +39,16 @@ def look(png: bytes) -> Picture:
         return Picture(image.width, image.height, len(found), lit)
 
 
+def lit_in(pixels: bytes) -> int:
+    """Return how many pixels of four bytes are not black."""
+    return sum(pixels[at : at + 3] != b"\0\0\0" for at in range(0, len(pixels), 4))
+
+
+def alike(one: int, other: int) -> bool:
+    """Whether two counts of lit pixels may be of the same screen: its cursor blinks."""
+    return abs(one - other) < 100
+
+
 class WrongPasswordError(Exception):
     """The server does not let us in, and says why."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,23 @@ def use_console(vm: str, environ: Mapping[str, str]) -> None:
         console.wait(patient(20))
 
 
+@contextmanager
+def leading(environ: Mapping[str, str], vm: str) -> Iterator[Any]:
+    """Give what ``hanok console NAME --vnc`` prints, while it leads viewers on."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "hanok.cli", "console", vm, "--vnc", "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environ,
+    ) as command:
+        try:
+            assert command.stdout is not None
+            yield json.loads(command.stdout.readline())
+        finally:
+            command.send_signal(signal.SIGINT)
+            assert command.wait(patient(20)) == 130
+
+
 @dataclass
 class Cli:
     """The command ``hanok`` on one data directory; ``more``: what else its environment says."""
@@ -46,18 +63,21 @@ class Cli:
     daemon: Daemon
     more: Mapping[str, str] = field(default_factory=dict)
 
+    def environ(self) -> dict[str, str]:
+        """The environment of the command."""
+        own = {"HANOK_HOME": str(self.daemon.home), "HANOK_REMOTE": "local", "NO_COLOR": "1"}
+        return {**os.environ, **own, **self.more}
+
     def __call__(
         self, *arguments: str, input: bytes | None = None, limit: float = 300
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command and return what it gave."""
-        own = {"HANOK_HOME": str(self.daemon.home), "HANOK_REMOTE": "local", "NO_COLOR": "1"}
-        environ = {**os.environ, **own, **self.more}
         return subprocess.run(
             [sys.executable, "-P", "-m", "hanok.cli", *arguments],
             input=input,
             stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True,
-            env=environ,
+            env=self.environ(),
             timeout=limit,
         )
 

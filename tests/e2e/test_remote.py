@@ -15,9 +15,11 @@ import pytest
 
 from hanok.client.remotes import Remote, RemoteBook
 from hanok.model.image import Image
+from hanok.units import GIB
 from tests.daemon.harness import Daemon, new_daemon
-from tests.e2e.conftest import Cli, use_console
+from tests.e2e.conftest import Cli, leading, use_console
 from tests.machine import patient
+from tests.screens import WrongPasswordError, alike, lit_in, look, view
 
 pytestmark = pytest.mark.vm
 
@@ -107,6 +109,63 @@ def test_a_micro_guest_through_a_remote(hanok: Away, tmp_path: Path) -> None:
     hanok.ok("delete", "--force", "web", "again")
     hanok.ok("template", "delete", "base")
     assert hanok.json("list") == []
+
+
+def test_the_screen_of_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:
+    """A picture, and a viewer: here it connects to this machine, and there to nothing."""
+    hanok.ok("run", "micro", "--name", "pc", "--mode", "full", *SHAPE)
+    file = tmp_path / "pc.png"
+    told = hanok.json("screenshot", "pc", str(file))
+    picture = look(file.read_bytes())
+    assert (told["size"], picture.width, picture.height) == (file.stat().st_size, 720, 400)
+    assert picture.lit > 1000, "the firmware has said who it is"
+    with leading(hanok.environ(), "pc") as admitted:
+        assert admitted["address"] == "127.0.0.1"
+        port, password = admitted["port"], admitted["password"]
+        with pytest.raises(WrongPasswordError):
+            view("127.0.0.1", port, password.swapcase())
+        seen = view("127.0.0.1", port, password)
+        assert "pc" in seen.name
+        assert (seen.width, seen.height) == (picture.width, picture.height)
+        assert alike(lit_in(seen.pixels), picture.lit)
+        again = view("127.0.0.1", port, password)
+        assert alike(lit_in(again.pixels), picture.lit)
+    hanok.ok("stop", "pc", "--force")
+    done = hanok("screenshot", "pc", str(tmp_path / "stopped.png"))
+    assert b"pc is stopped" in done.stderr
+    hanok.ok("delete", "pc")
+    assert not (hanok.home / "hanokd.sock").exists()
+
+
+def test_whoever_may_only_look_on_sees_no_screen(hanok: Away, tmp_path: Path) -> None:
+    """A picture may show what is secret: a viewer's token opens neither it nor the screen."""
+    told = hanok.daemon.client.host()
+    wanted = {"name": "looker", "role": "viewer", "expires_in": None}
+    token = hanok.daemon.client.create_token(wanted)["token"]
+    assert told["fingerprint"]
+    book = RemoteBook(hanok.home / "config")
+    book.put(Remote("looker", f"https://{told['listen']}", told["fingerprint"], token))
+    for words in (("screenshot", "any", str(tmp_path / "any.png")), ("console", "any", "--vnc")):
+        done = hanok(*words, "--remote", "looker")
+        assert done.returncode == 1
+        assert b"operator" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    hanok.daemon.client.revoke_token("looker")
+
+
+def test_the_disk_of_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:
+    hanok.ok("run", "micro", "--name", "data", *SHAPE)
+    word = os.urandom(24).hex()
+    hanok.ok("exec", "data", "--", "sh", "-c", f"echo {word} > /root/word; sync")
+    hanok.ok("stop", "data")
+    file = tmp_path / "data.raw"
+    told = hanok.json("export", "data", str(file), "--format", "raw")
+    assert told["size"] == file.stat().st_size == GIB
+    assert word.encode() in file.read_bytes()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+    assert list((hanok.daemon.home / "exports").iterdir()) == []
+    hanok.ok("delete", "data")
 
 
 def test_ssh_and_scp_to_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:

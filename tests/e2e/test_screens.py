@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hanok.proc import find_owned
 from tests.daemon.harness import Daemon, wait_until
-from tests.e2e.conftest import Cli
-from tests.machine import patient
-from tests.screens import WrongPasswordError, look, view
+from tests.e2e.conftest import Cli, leading
+from tests.screens import WrongPasswordError, alike, lit_in, look, view
 
 pytestmark = pytest.mark.vm
 
@@ -31,36 +23,8 @@ def pc(hanok: Cli) -> Iterator[str]:
     hanok.ok("delete", "pc", "--force")
 
 
-@contextmanager
-def leading(hanok: Cli, name: str) -> Iterator[Any]:
-    """Give what ``hanok console NAME --vnc`` prints, while it leads viewers on."""
-    own = {"HANOK_HOME": str(hanok.daemon.home), "HANOK_REMOTE": "local"}
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "hanok.cli", "console", name, "--vnc", "--json"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **own},
-    ) as command:
-        try:
-            assert command.stdout is not None
-            yield json.loads(command.stdout.readline())
-        finally:
-            command.send_signal(signal.SIGINT)
-            assert command.wait(patient(20)) == 130
-
-
 def sockets(daemon: Daemon) -> set[str]:
     return {path.name for path in daemon.home.glob("vms/*/m/*.sock")}
-
-
-def lit_in(pixels: bytes) -> int:
-    """Return how many pixels of four bytes are not black."""
-    return sum(pixels[at : at + 3] != b"\0\0\0" for at in range(0, len(pixels), 4))
-
-
-def alike(one: int, other: int) -> bool:
-    """Whether two counts of lit pixels may be of the same screen: its cursor blinks."""
-    return abs(one - other) < 100
 
 
 def test_a_picture_shows_the_screen_and_leaves_nothing(
@@ -82,7 +46,7 @@ def test_a_picture_shows_the_screen_and_leaves_nothing(
 
 def test_a_viewer_gets_in_with_the_password_alone(hanok: Cli, daemon: Daemon, pc: str) -> None:
     picture = look(hanok("screenshot", pc, "-").stdout)
-    with leading(hanok, pc) as told:
+    with leading(hanok.environ(), pc) as told:
         assert told["address"] == "127.0.0.1"
         port, password = told["port"], told["password"]
         assert len(password) == 8
@@ -95,7 +59,7 @@ def test_a_viewer_gets_in_with_the_password_alone(hanok: Cli, daemon: Daemon, pc
         assert alike(lit_in(seen.pixels), picture.lit)
         assert "vnc.sock" not in sockets(daemon), "nothing listens once a viewer is in"
         # The next who asks gets another, and this one counts no more.
-        with leading(hanok, pc) as next_time:
+        with leading(hanok.environ(), pc) as next_time:
             assert next_time["password"] != password
             with pytest.raises(WrongPasswordError):
                 view("127.0.0.1", port, password)
@@ -106,7 +70,7 @@ def test_a_viewer_gets_in_with_the_password_alone(hanok: Cli, daemon: Daemon, pc
 def test_the_password_is_on_no_command_line_and_in_no_log(
     hanok: Cli, daemon: Daemon, pc: str
 ) -> None:
-    with leading(hanok, pc) as told:
+    with leading(hanok.environ(), pc) as told:
         view("127.0.0.1", told["port"], told["password"])
         secret = told["password"].encode()
         (qemu,) = find_owned(daemon.home, "vm")
@@ -126,7 +90,7 @@ def test_the_next_daemon_shows_it_too(hanok: Cli, daemon: Daemon, pc: str) -> No
     daemon.start()
     wait_until(lambda: hanok.json("show", pc)["state"] == "ready", 30, "it is taken over")
     assert alike(look(hanok("screenshot", pc, "-").stdout).lit, before.lit)
-    with leading(hanok, pc) as told:
+    with leading(hanok.environ(), pc) as told:
         assert view("127.0.0.1", told["port"], told["password"]).width == before.width
 
 
