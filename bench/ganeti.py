@@ -5,6 +5,9 @@ those of Debian's ganeti-htools. hspace names the shape of a VM (its standard al
 how many it places so that any node may fail. We place VMs of the same shape under the same rules;
 hcheck then judges the cluster with our VMs in it, besides our own arithmetic. Only shapes on one
 node are ours to place (diskless, plain); of replicated ones (drbd) we place none, and say so.
+
+"at most" is a number that nobody exceeds under these rules, by whatever method (see
+``most_redundant``): where hspace has it, more cannot be placed, and that is counted at the end.
 """
 
 from __future__ import annotations
@@ -110,16 +113,16 @@ def ask_hspace(path: Path) -> dict[str, str] | None:
 def run(path: Path, told: dict[str, str]) -> Outcome:
     """Place as many as possible on one cluster, and have hcheck judge it."""
     count, template = int(told["HTS_ALLOC_INSTANCES"]), told["HTS_SPEC_DISK_TEMPLATE"].strip("'")
-    if told["HTS_SPEC_RQN"] != "1":
-        bound = 0 if told.get("HTS_ALLOC_FAIL_REASON") == "FAILDISK" and not count else None
-        remark = "needs two nodes a VM: not modelled"
-        return Outcome(path.name, count, None, bound, template, True, remark)
     shape = Shape(
         *(int(told[f"HTS_SPEC_{name}"]) for name in ("MEM", "DSK", "CPU", "SPN")), template
     )
     cluster = read_cluster(path.read_text())
-    filling = place(cluster, shape)
     before = judge(cluster)
+    if told["HTS_SPEC_RQN"] != "1":
+        bound = 0 if before.get("N1_FAIL") else pairs_bound(cluster, shape)
+        remark = "needs two nodes a VM: not modelled"
+        return Outcome(path.name, count, None, bound, template, True, remark)
+    filling = place(cluster, shape)
     if before.get("N1_FAIL") or before.get(
         "GN1_FAIL"
     ):  # as hspace: nothing is added to such a cluster
@@ -160,6 +163,18 @@ def place(cluster: Cluster, shape: Shape) -> Filling:
         needs = (*needs[:3], 0)
     exclusive = any(len(node) > 11 and node[11] == "Y" for node in cluster.nodes)
     return fill_redundantly(shelters, needs, (0, 1, 3) if exclusive else (0, 1))
+
+
+def pairs_bound(cluster: Cluster, shape: Shape) -> int:
+    """Return how many VMs that are on two nodes each have disk and spindles at most."""
+    policies = _policies(cluster)
+    slots = []
+    for node in cluster.nodes:
+        shelter = _shelter(cluster, len(slots), {}, policies, ())
+        there = sum(_spindles(one) for one in cluster.instances if one[7] == node[0])
+        disk, spindles = shelter.free[1] // shape.disk, shelter.free[3] - there
+        slots.append(max(0, min(disk, spindles // shape.spindles)))
+    return min(sum(slots) // 2, sum(slots) - max(slots, default=0))
 
 
 def _ranges(text: str) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
@@ -306,6 +321,10 @@ def _show(outcomes: list[Outcome]) -> None:
     fewer = sum((one.placed or 0) < one.hspace for one in ours)
     more = sum((one.placed or 0) > one.hspace for one in ours)
     print(f"{len(ours)} of {len(outcomes)} clusters: fewer on {fewer}, more on {more}")
+    known = [one for one in outcomes if one.bound is not None]
+    no_more = sum(one.hspace >= (one.bound or 0) for one in known)
+    below = sum((one.placed or 0) < (one.bound or 0) for one in ours)
+    print(f"on {no_more} hspace places as many as anybody can; ours are below the bound on {below}")
 
 
 if __name__ == "__main__":

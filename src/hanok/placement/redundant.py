@@ -48,14 +48,14 @@ class Filling:
 def fill_redundantly(hosts: Sequence[Shelter], shape: Amounts, lasting: Sequence[int]) -> Filling:
     """Return how many VMs of ``shape`` go where, as many as were found.
 
-    No answer has more than the hosts would take if none could fail; all get none when a host could
-    not fail even now.
+    All get none when a host could not fail even now. Of the bound see ``most_redundant``.
     """
     most = [_fitting(host.free, shape) for host in hosts]
     if not survives(hosts, shape, [0] * len(hosts), lasting):
         return Filling(tuple(0 for _ in hosts), 0)
+    bound = most_redundant(hosts, shape, lasting)
     if survives(hosts, shape, most, lasting):
-        return Filling(tuple(most), sum(most))
+        return Filling(tuple(most), bound)
     best = [0] * len(hosts)
     numbers = range(len(hosts))
     orders = [tuple(numbers), tuple(reversed(numbers))]
@@ -66,7 +66,85 @@ def fill_redundantly(hosts: Sequence[Shelter], shape: Amounts, lasting: Sequence
     ):
         if sum(counts) > sum(best):
             best = counts
-    return Filling(tuple(_exchange(hosts, shape, most, lasting, best)), sum(most))
+    if sum(best) < bound:
+        best = _exchange(hosts, shape, most, lasting, best)
+    return Filling(tuple(best), bound)
+
+
+def most_redundant(hosts: Sequence[Shelter], shape: Amounts, lasting: Sequence[int]) -> int:
+    """Return a number of VMs of ``shape`` that no answer exceeds, however VMs are restarted.
+
+    In each group: what the hosts take as long as none fails, and for each host that may fail what
+    the others take, less its residents: then all new VMs of the group are on those others.
+    """
+    groups = {host.group for host in hosts}
+    return sum(
+        _most_in([n for n, host in enumerate(hosts) if host.group == group], hosts, shape, lasting)
+        for group in groups
+    )
+
+
+def _most_in(
+    group: list[int], hosts: Sequence[Shelter], shape: Amounts, lasting: Sequence[int]
+) -> int:
+    most = sum(_most_on(number, hosts, shape, lasting) for number in group)
+    for failing in group:
+        others = [number for number in group if number != failing]
+        residents = [
+            resident
+            for resident in hosts[failing].residents
+            if resident.partner is None or resident.partner in others
+        ]
+        for r in (r for r in lasting if shape[r] > 0):
+            frees = [(number, hosts[number].free[r]) for number in others]
+            needs = [(one.partner, one.needs[r]) for one in residents]
+            most = min(most, _most_beside(frees, needs, shape[r]))
+        if any(shape[r] > 0 for r in lasting):
+            most = min(most, sum(_fitting_of(hosts[n].free, shape, lasting) for n in others))
+    return max(0, most)
+
+
+def _most_on(number: int, hosts: Sequence[Shelter], shape: Amounts, lasting: Sequence[int]) -> int:
+    """Return what one host takes beside those that may come to restart on it and nowhere else."""
+    most = _fitting(hosts[number].free, shape)
+    for other in hosts:
+        coming = [one.needs for one in other.residents if one.partner == number]
+        if coming and any(shape[r] > 0 for r in lasting):
+            free = [have - sum(o[r] for o in coming) for r, have in enumerate(hosts[number].free)]
+            most = min(most, _fitting_of(free, shape, lasting))
+    return most
+
+
+def _fitting_of(free: Sequence[int], shape: Amounts, lasting: Sequence[int]) -> int:
+    return _fitting(tuple(free[r] for r in lasting), tuple(shape[r] for r in lasting))
+
+
+def _most_beside(
+    frees: Sequence[tuple[int, int]], needs: Sequence[tuple[int | None, int]], unit: int
+) -> int:
+    """Return how many ``unit`` fit beside ``needs`` at most, on hosts that have ``frees``.
+
+    A resident takes the whole units of its size at least, and one more where what it leaves of a
+    unit is not enough on any host: that is counted for one resident, two may share it.
+    """
+    volume = sum(free for _, free in frees) - sum(need for _, need in needs)
+    whole = sum(free // unit for _, free in frees) - sum(need // unit for _, need in needs)
+    odd = max(
+        (
+            min(
+                (
+                    free // unit - (free - need) // unit
+                    for number, free in frees
+                    if free >= need and partner in (None, number)
+                ),
+                default=0,
+            )
+            - need // unit
+            for partner, need in needs
+        ),
+        default=0,
+    )
+    return min(volume // unit, whole - max(0, odd))
 
 
 def _some_orders(count: int) -> list[tuple[int, ...]]:
