@@ -23,9 +23,13 @@ def usage(
     later: float = 0.0,
     cores: int = 8,
     size: int = 16,
+    **traffic: Sequence[float | None],
 ) -> Usage:
-    """Return a usage that starts ``later`` seconds after all others; ``size`` in GiB."""
-    samples = {"cpu": tuple(cpu)}
+    """Return a usage that starts ``later`` seconds after all others; ``size`` in GiB.
+
+    ``traffic`` has other metrics by name.
+    """
+    samples = {"cpu": tuple(cpu), **{name: tuple(values) for name, values in traffic.items()}}
     if memory:
         samples["memory"] = tuple(memory)
     return Usage.model_validate(

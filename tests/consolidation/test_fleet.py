@@ -68,6 +68,31 @@ def test_usages_of_others_are_left_out_and_named() -> None:
     assert any(finding.startswith("x: measured") for finding in found.findings)
 
 
+def test_traffic_is_planned_where_a_host_says_what_it_can_move() -> None:
+    many = [20.0 * MIB] * 48
+    usages = [
+        usage("a", [1.0] * 48, disk_read=many, disk_write=many, network_send=many),
+        usage("b", [1.0] * 48, network_receive=many),
+    ]
+    kind = {"cores": 16, "memory": "64G", "disk_io": "100M", "network": "1G"}
+    hosts = hosts_file(kinds={"k": kind}, offers=["k"])
+    found = fleet(usages, hosts=hosts)
+    a, b = found.request.servers
+    assert {name: float(load.max()) for name, load in a.load.items()} == {
+        "cpu": 1.0,
+        "disk_io": 40.0,
+        "network_out": 20.0,
+    }
+    assert set(b.load) == {"cpu", "network_in"}
+    capacity = found.offers[0].capacity
+    names = ("disk_io", "network_in", "network_out")
+    assert [capacity[name] for name in names] == [100.0, 1024.0, 1024.0]
+    assert "b: no disk traffic was measured; counted as none" in found.findings
+    other = fleet(usages)
+    assert set(other.request.servers[0].load) == {"cpu"}
+    assert not any("traffic" in finding for finding in other.findings)
+
+
 def test_groups_stand_for_their_servers_and_staying_ones_do_not_move() -> None:
     servers = {
         "a": {"group": "db"},

@@ -35,6 +35,7 @@ BIG = HostKind(
     most_vms=6,
 )
 SMALL = HostKind("small", {"cpu": 8.0, "memory": 32.0})
+BUSY = HostKind("busy", {"cpu": 16.0, "memory": 64.0, "disk_io": 100.0, "network_in": 40.0})
 
 
 def _effort() -> Meter:
@@ -47,12 +48,20 @@ def requests(draw: st.DrawFn) -> PlanRequest:
     count = draw(st.integers(1, 9))
     intervals = draw(st.sampled_from([1, 4, 10]))
     series = st.lists(st.floats(0, 9), min_size=intervals, max_size=intervals)
+    traffic = draw(st.sampled_from([(), ("disk_io",), ("disk_io", "network_in")]))
     servers = tuple(
-        Server(f"s{n}", {"cpu": np.array(draw(series))}, {"memory": draw(st.integers(0, 20))})
+        Server(
+            f"s{n}",
+            {"cpu": np.array(draw(series))}
+            | {name: 5 * np.array(draw(series)) for name in traffic if draw(st.booleans())},
+            {"memory": draw(st.integers(0, 20))},
+        )
         for n in range(count)
     )
     hosts = tuple(
-        Host(f"h{n}", draw(st.sampled_from([BIG, SMALL])), draw(st.sampled_from(["r1", "r2"])))
+        Host(
+            f"h{n}", draw(st.sampled_from([BIG, SMALL, BUSY])), draw(st.sampled_from(["r1", "r2"]))
+        )
         for n in range(draw(st.integers(0, 4)))
     )
     names = [server.name for server in servers]
@@ -72,7 +81,7 @@ def requests(draw: st.DrawFn) -> PlanRequest:
         },
         memory_factor=draw(st.sampled_from([1.0, 1.5])),
     )
-    offer = draw(st.sampled_from([None, BIG, SMALL]))
+    offer = draw(st.sampled_from([None, BIG, SMALL, BUSY]))
     return PlanRequest(servers, hosts, offer, rules)
 
 
@@ -127,6 +136,27 @@ def test_loads_that_do_not_peak_together_share_a_host() -> None:
     answer = plan(request, Meter(steps=100_000))
     assert len(answer.hosts) == 2
     assert answer.gap == 0.0
+
+
+def test_traffic_that_does_not_coincide_shares_a_host_and_limits_it() -> None:
+    early, late = np.array([80.0, 10.0]), np.array([10.0, 80.0])
+    servers = tuple(
+        Server(f"{name}{n}", {"cpu": np.ones(2), "disk_io": load})
+        for name, load in (("early", early), ("late", late))
+        for n in range(3)
+    )
+    kind = HostKind("k", {"cpu": 64.0, "disk_io": 100.0})
+    request = PlanRequest(servers, offer=kind)
+    answer = plan(request, Meter(steps=50_000))
+    assert len(answer.hosts) == 3
+    assert answer.bound.bins == 3
+    assert "disk_io" in answer.bound.reason
+    free = replace(request, offer=HostKind("k", {"cpu": 64.0}))
+    assert len(plan(free, Meter(steps=50_000)).hosts) == 1
+    crowded = _by_hand(request, {s.name: "k-1" for s in servers}, bought(kind, 0))
+    assert {fault.rule for fault in check_plan(request, crowded)} == {"headroom"}
+    spared = replace(request, rules=Rules(Headroom(100.0, 0.15)))
+    assert len(plan(spared, Meter(steps=50_000)).hosts) == 6
 
 
 def test_a_percentile_lets_rare_peaks_pass() -> None:

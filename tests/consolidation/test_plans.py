@@ -13,13 +13,14 @@ from hanok.consolidation.checker import check_plan
 from hanok.consolidation.fleet import Fleet
 from hanok.consolidation.handmade import by_hand, check_file
 from hanok.consolidation.offers import Choice, Effort, Judge, choose
-from hanok.consolidation.outcome import make_plan_file
+from hanok.consolidation.outcome import digest_of, make_plan_file
 from hanok.consolidation.planner import Impossible
 from hanok.consolidation.request import Host, HostKind, Plan, PlanRequest
 from hanok.consolidation.whatif import Tried, parse_case, solve, try_case
 from hanok.errors import InvalidInput
 from hanok.model.fleet import Costs
 from hanok.model.plan import HandMade, Inputs, Objective, PlanFile, Search
+from hanok.units import MIB
 from tests.consolidation.fleets import fleet, hosts_file, usage
 from tests.consolidation.test_planner import BIG, SMALL, requests
 
@@ -98,6 +99,43 @@ def test_day_and_night_share_hosts() -> None:
     for vm in file.vms:
         assert "peaks at" in vm.why_here
         assert "used at the 99th percentile" in vm.why_size
+
+
+def traffic_plan() -> tuple[Fleet, PlanFile]:
+    """Return a plan of servers that read from disks by day or by night, on slow disks."""
+    hours = np.arange(48) % 24
+    usages = []
+    for n in range(4):
+        busy = (hours < 12) if n % 2 else (hours >= 12)
+        reads = np.where(busy, 40.0, 4.0) * MIB
+        usages.append(usage(f"s{n}", [0.5] * 48, [1e9] * 48, disk_read=reads.tolist()))
+    kind = {"cores": 32, "memory": "128G", "disk_io": "50M", "overhead": {"cores": 0}}
+    found = fleet(usages, hosts=hosts_file(kinds={"k": kind}, offers=["k"]))
+    return found, plan_file(found, solve(found, FEW, "hosts"))
+
+
+def test_disk_traffic_limits_hosts_and_is_forecast_and_explained() -> None:
+    found, file = traffic_plan()
+    assert len(file.used) == 2
+    assert check_file(found, file) == ()
+    host = file.used[0]
+    assert host.shares["disk_io"] == pytest.approx(0.88)
+    assert "disk traffic 88% of 50 MiB/s" in host.limit
+    day = host.traffic["disk_io"]
+    assert day.capacity == 50 * MIB
+    assert {value for value in day.high if value} == {44.0 * MIB}
+    assert day.risk > 0  # an hour later both are busy at once
+    assert "disk traffic of up to 40 MiB/s" in file.vms[0].why_here
+    assert any(text.startswith("Traffic is limited on k") for text in file.assumptions)
+    assert check_file(
+        found, _faulty(file, vms=[{**vm.model_dump(), "host": host.name} for vm in file.vms])
+    )
+    doubled = try_case(
+        parse_case("load=1.2"), found, solve(found, FEW, "hosts").plan, FEW, "hosts", 0
+    )
+    assert doubled.choice is not None
+    assert len(doubled.choice.plan.hosts) == 4
+    assert digest_of(found) != digest_of(doubled.fleet)
 
 
 def test_the_cheapest_kinds_are_bought_and_the_last_host_is_small() -> None:

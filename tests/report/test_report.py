@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from hanok.cli.output import Output
+from hanok.cli.planprint import print_one, print_plan
 from hanok.consolidation.offers import Effort
 from hanok.consolidation.outcome import make_plan_file
 from hanok.consolidation.whatif import solve
@@ -15,6 +17,7 @@ from hanok.report.content import Report, make_report
 from hanok.report.html import to_html
 from hanok.report.pdf import to_pdf
 from tests.consolidation.fleets import fleet, usage
+from tests.consolidation.test_plans import traffic_plan
 
 HOSTILE = "<script>alert(1)</script> & 'more' $x^2$ "
 
@@ -84,3 +87,27 @@ def test_the_same_plan_gives_the_same_files(plan: PlanFile) -> None:
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") >= 2
     assert pdf == to_pdf(second)
+
+
+def test_traffic_has_columns_and_forecasts_where_hosts_limit_it(plan: PlanFile) -> None:
+    _, file = traffic_plan()
+    found = make_report(file)
+    titles = [section.title for section in found.sections]
+    assert "Forecast of disk traffic" in titles
+    table = next(section.table for section in found.sections if section.title == "Hosts")
+    assert table is not None
+    assert "disk traffic" in table.titles
+    assert all(len(row) == len(table.titles) == len(table.widths) for row in table.rows)
+    assert "disk io over a day" in to_html(found)
+    assert to_pdf(found).startswith(b"%PDF")
+    assert "Forecast of disk traffic" not in [one.title for one in make_report(plan).sections]
+
+
+def test_the_terminal_has_them_too(capsys: pytest.CaptureFixture[str]) -> None:
+    _, file = traffic_plan()
+    out = Output()
+    print_plan(out, file)
+    print_one(out, file, file.used[0])
+    text = capsys.readouterr().out
+    assert "DISK I/O" in text
+    assert "up to 44 MiB/s of 50 MiB/s" in text

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from hanok.cli.output import Cell, Output
 from hanok.errors import NotFound
-from hanok.model.plan import Energy, PlanFile, PlanHost, PlanVm, Side
+from hanok.model.plan import Energy, Forecast, PlanFile, PlanHost, PlanVm, Side
 from hanok.model.validation import did_you_mean
 from hanok.units import format_size
 
 MOST_VMS = 50
 RISKY = 0.01
+TRAFFIC = {"disk_io": ">DISK I/O", "network_in": ">NET IN", "network_out": ">NET OUT"}
 
 
 def print_plan(out: Output, plan: PlanFile, *, wide: bool = False) -> None:
@@ -52,11 +53,14 @@ def count(number: int, noun: str) -> str:
 
 def print_hosts(out: Output, plan: PlanFile) -> None:
     """Print a line for each host."""
-    titles = ("HOST", "KIND", "RACK", ">VMS", ">CPU", ">MEMORY", ">WATTS", ">RISK", "LIMIT")
-    out.table(titles, [_host_row(host) for host in plan.hosts])
+    moved = [one for one in TRAFFIC if any(one in host.shares for host in plan.hosts)]
+    titles = ("HOST", "KIND", "RACK", ">VMS", ">CPU", ">MEMORY")
+    more = tuple(TRAFFIC[name] for name in moved)
+    rows = [_host_row(host, moved) for host in plan.hosts]
+    out.table((*titles, *more, ">WATTS", ">RISK", "LIMIT"), rows)
 
 
-def _host_row(host: PlanHost) -> list[Cell | str]:
+def _host_row(host: PlanHost, moved: Sequence[str]) -> list[Cell | str]:
     risk = host.forecast.risk if host.forecast is not None else None
     return [
         Cell(host.name, "dim" if host.spare else "bold"),
@@ -65,6 +69,7 @@ def _host_row(host: PlanHost) -> list[Cell | str]:
         str(host.vms),
         share(host.shares.get("cpu")),
         share(host.shares.get("memory")),
+        *(share(host.shares.get(name)) for name in moved),
         f"{host.watts:.0f}",
         Cell(percent(risk), "yellow" if risk is not None and risk > RISKY else None),
         host.limit,
@@ -171,6 +176,12 @@ def print_one(out: Output, plan: PlanFile, one: PlanVm | PlanHost) -> None:
     )
 
 
+def _traffic_pair(name: str, forecast: Forecast) -> tuple[str, str]:
+    highest = max((value for value in forecast.high if value is not None), default=0.0)
+    used = f"up to {format_size(round(highest))}/s of {format_size(round(forecast.capacity))}/s"
+    return TRAFFIC[name].lstrip(">").lower(), f"{used}, risk {percent(forecast.risk)}"
+
+
 def _print_host(out: Output, plan: PlanFile, host: PlanHost) -> None:
     forecast = host.forecast
     risk = None
@@ -185,6 +196,7 @@ def _print_host(out: Output, plan: PlanFile, host: PlanHost) -> None:
             ("used", used or None),
             ("limit", host.limit),
             ("risk of overload", risk),
+            *(_traffic_pair(name, one) for name, one in host.traffic.items()),
             ("watts", f"{host.watts:.0f}"),
         ]
     )

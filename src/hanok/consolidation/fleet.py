@@ -1,11 +1,12 @@
 """From servers, hosts and usages, as files say them, to what the planner is asked.
 
-CPU is counted in cores of speed 1.0, memory and disk in GiB, vCPUs by number.
+CPU is counted in cores of speed 1.0, memory and disk in GiB, vCPUs by number, traffic in MiB/s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from hanok.consolidation.request import (
 )
 from hanok.consolidation.sizing import Seen, Sizing, size_vm
 from hanok.consolidation.traces import Grid, Trace, choose_grid, resample
+from hanok.consolidation.traffic import TRAFFIC_WORDS, rates_of, trace_of, traffic_of
 from hanok.consolidation.vectors import Floats
 from hanok.errors import InvalidInput
 from hanok.model.fleet import (
@@ -37,7 +39,13 @@ from hanok.model.usage import Metric, Usage
 from hanok.model.validation import did_you_mean
 from hanok.units import GIB
 
-UNITS = {"cpu": "cores", "memory": "GiB", "disk": "GiB", "vcpus": "vCPUs"}
+UNITS = {
+    "cpu": "cores",
+    "memory": "GiB",
+    "disk": "GiB",
+    "vcpus": "vCPUs",
+    **dict.fromkeys(TRAFFIC_WORDS, "MiB/s"),
+}
 MUCH_MISSING = 0.1
 NAMED = 5
 Told = Callable[[str, float | None], None]
@@ -52,7 +60,8 @@ class Fleet:
     """All that is known before planning.
 
     ``request`` asks for the servers that move, onto hosts at hand; ``offers`` are the kinds that
-    can be bought. ``loads`` (cores of speed 1.0, on ``grid``) and ``seen`` are of all servers.
+    can be bought. ``loads`` (cores of speed 1.0, on ``grid``) and ``seen`` are of all servers,
+    ``traffic`` (MiB/s, by resource) of those where it was measured and a kind of host limits it.
     ``findings`` are what a person should look at.
     """
 
@@ -65,6 +74,7 @@ class Fleet:
     sizings: Mapping[str, Sizing]
     grid: Grid
     findings: tuple[str, ...]
+    traffic: Mapping[str, Mapping[str, Series]] = dataclasses.field(default_factory=dict)
 
     @property
     def stays(self) -> tuple[str, ...]:
@@ -93,6 +103,9 @@ def make_fleet(
     )
     usable = _usable_kinds(hosts)
     speed, most = min(kind.speed for kind in usable), max(kind.cores for kind in usable)
+    limited = {name for kind in usable for name in rates_of(kind)}
+    counted = {name for kind in hosts.kinds.values() for name in rates_of(kind)}
+    traffic: dict[str, Mapping[str, Series]] = {}
     loads: dict[str, Series] = {}
     seen: dict[str, Seen] = {}
     sizings: dict[str, Sizing] = {}
@@ -102,11 +115,12 @@ def make_fleet(
         usage = by_name.get(name)
         seen[name] = look(name, entry, usage)
         loads[name] = load_of(entry, seen[name], usage, grid)
+        traffic[name] = traffic_of(usage, grid, counted)
         sizings[name] = size_vm(entry, seen[name], servers.rightsizing, speed, most)
-    findings += _odd(servers, by_name, sizings)
+    findings += [*_odd(servers, by_name, sizings), *_unseen(servers, traffic, limited)]
     request = PlanRequest(
         servers=tuple(
-            make_server(name, loads[name], sizings[name])
+            make_server(name, {"cpu": loads[name], **traffic[name]}, sizings[name])
             for name, entry in servers.servers.items()
             if not entry.stays
         ),
@@ -117,7 +131,9 @@ def make_fleet(
         units=UNITS,
     )
     offers = tuple(kinds[name] for name in dict.fromkeys(hosts.offers))
-    return Fleet(servers, hosts, request, offers, loads, seen, sizings, grid, tuple(findings))
+    return Fleet(
+        servers, hosts, request, offers, loads, seen, sizings, grid, tuple(findings), traffic
+    )
 
 
 def make_kind(name: str, entry: HostKindEntry, servers: ServersFile) -> HostKind:
@@ -128,6 +144,7 @@ def make_kind(name: str, entry: HostKindEntry, servers: ServersFile) -> HostKind
         "cpu": entry.cores * entry.speed,
         "memory": entry.memory / GIB,
         "vcpus": entry.cores * servers.rules.vcpus_per_core,
+        **rates_of(entry),
     }
     if entry.disk is not None:
         capacity["disk"] = entry.disk / GIB
@@ -144,12 +161,12 @@ def make_kind(name: str, entry: HostKindEntry, servers: ServersFile) -> HostKind
     )
 
 
-def make_server(name: str, load: Series, sizing: Sizing) -> Server:
-    """Return the server as the planner counts it."""
+def make_server(name: str, load: Mapping[str, Series], sizing: Sizing) -> Server:
+    """Return the server as the planner counts it; ``load`` is by resource."""
     size = {"memory": sizing.memory / GIB, "vcpus": float(sizing.vcpus)}
     if sizing.disk is not None:
         size["disk"] = sizing.disk / GIB
-    return Server(name, {"cpu": load}, size)
+    return Server(name, load, size)
 
 
 def check_hosts(hosts: HostsFile) -> None:
@@ -205,19 +222,11 @@ def _match(servers: ServersFile, usages: Iterable[Usage]) -> tuple[dict[str, Usa
 
 def cpu_trace(usage: Usage) -> Trace | None:
     """Return the CPU of ``usage`` in its own cores, or None when none was measured."""
-    return _trace(usage, Metric.CPU)
-
-
-def _trace(usage: Usage, metric: Metric) -> Trace | None:
-    samples: Mapping[Metric, Sequence[float | None]] = usage.samples
-    values = np.array(samples.get(metric, ()), np.float64)
-    if not values.size or np.isnan(values).all():
-        return None
-    return Trace(usage.start.timestamp(), usage.interval, values)
+    return trace_of(usage, Metric.CPU)
 
 
 def _measured(usage: Usage | None, metric: Metric) -> Floats:
-    trace = _trace(usage, metric) if usage is not None else None
+    trace = trace_of(usage, metric) if usage is not None else None
     if trace is None:
         return np.zeros(0)
     measured: Floats = trace.values[~np.isnan(trace.values)]
@@ -347,6 +356,25 @@ def _odd(
     ]
     if gaps:
         findings.append(f"{_some(gaps)}: more than {MUCH_MISSING:.0%} of the samples are gaps")
+    return findings
+
+
+def _unseen(
+    servers: ServersFile,
+    traffic: Mapping[str, Mapping[str, Series]],
+    limited: Collection[str],
+) -> list[str]:
+    """Return whose traffic counts as none, since nobody measured it."""
+    findings = []
+    for resource in sorted(limited):
+        names = [
+            name
+            for name, entry in servers.servers.items()
+            if not entry.stays and resource not in traffic[name]
+        ]
+        if names:
+            text = f"no {TRAFFIC_WORDS[resource]} was measured; counted as none"
+            findings.append(f"{_some(names)}: {text}")
     return findings
 
 

@@ -90,7 +90,7 @@ def _sized(fleet: Fleet, server: Server, assignment: Mapping[str, HandVm]) -> Se
     if given is None:
         return server
     sizing = Sizing(given.vcpus or own.vcpus, given.memory or own.memory, own.disk, "")
-    return make_server(server.name, server.load["cpu"], sizing)
+    return make_server(server.name, server.load, sizing)
 
 
 def _check_sizes(fleet: Fleet, hand: HandMade) -> Iterator[Fault]:

@@ -22,6 +22,7 @@ from hanok.consolidation.fleet import Fleet, Told, quiet
 from hanok.consolidation.forecast import Day, forecast
 from hanok.consolidation.offers import Choice
 from hanok.consolidation.request import Host
+from hanok.consolidation.traffic import METRICS, TRAFFIC_WORDS, rates_of
 from hanok.consolidation.vectors import Floats
 from hanok.model.plan import (
     Bound,
@@ -34,7 +35,9 @@ from hanok.model.plan import (
     PlanVm,
     Search,
     Side,
+    Traffic,
 )
+from hanok.units import MIB
 
 
 def make_plan_file(
@@ -80,6 +83,8 @@ def digest_of(fleet: Fleet) -> str:
     for name in sorted(fleet.loads):
         text.update(name.encode() + np.ascontiguousarray(fleet.loads[name]).tobytes())
         text.update(repr(fleet.sizings[name]).encode())
+        for resource, load in sorted(fleet.traffic.get(name, {}).items()):
+            text.update(resource.encode() + np.ascontiguousarray(load).tobytes())
     return text.hexdigest()
 
 
@@ -114,7 +119,20 @@ def _host(fleet: Fleet, choice: Choice, filled: Filled) -> PlanHost:
         limit=limit_of(choice.request, filled, fleet.grid),
         watts=round(watts, 1),
         forecast=_forecast(fleet, day, capacity / entry.speed, entry.speed),
+        traffic=_traffic(fleet, filled),
     )
+
+
+def _traffic(fleet: Fleet, filled: Filled) -> dict[Traffic, Forecast]:
+    """Return the day of disks and network, in bytes a second."""
+    found: dict[Traffic, Forecast] = {}
+    for resource in METRICS:
+        loads = [s.load[resource] for s in filled.servers if resource in s.load]
+        if resource in filled.host.kind.capacity and loads:
+            capacity = filled.host.kind.capacity[resource]
+            day = forecast(loads, fleet.grid, capacity)
+            found[resource] = _forecast(fleet, day, capacity * MIB, 1 / MIB)
+    return found
 
 
 def _forecast(fleet: Fleet, day: Day, capacity: float, speed: float) -> Forecast:
@@ -225,6 +243,7 @@ def assumptions(fleet: Fleet) -> tuple[str, ...]:
             else f"sold {rules.memory_factor:g} times."
         )
     )
+    said.append(_traffic_assumption(fleet))
     said += _power_assumptions(fleet)
     said.append(
         f"A kWh costs {costs.kwh:g} {costs.currency}, a rack unit {costs.rack_unit_year:g} "
@@ -232,6 +251,17 @@ def assumptions(fleet: Fleet) -> tuple[str, ...]:
         f"(cooling); hosts are kept for {costs.years:g} years. Spare hosts run idle."
     )
     return tuple(said)
+
+
+def _traffic_assumption(fleet: Fleet) -> str:
+    used = {*fleet.hosts.offers, *(entry.kind for entry in fleet.hosts.at_hand.values())}
+    names = {name: rates_of(fleet.hosts.kinds[name]) for name in sorted(used)}
+    limited = [name for name, rates in names.items() if rates]
+    if not limited:
+        return "Disk and network traffic is no limit: no host says what it can move."
+    rest = sorted({w for name in limited for r, w in TRAFFIC_WORDS.items() if r not in names[name]})
+    text = f"Traffic is limited on {', '.join(limited)}, with the headroom of CPU"
+    return f"{text}, but for {', '.join(rest)}." if rest else f"{text}."
 
 
 def _power_assumptions(fleet: Fleet) -> list[str]:

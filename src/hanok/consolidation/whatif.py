@@ -114,11 +114,15 @@ def _looser(before: Fleet, after: Fleet) -> bool:
 def _load(fleet: Fleet, value: str) -> Fleet:
     factor = float(value)
     loads = {name: load * np.float32(factor) for name, load in fleet.loads.items()}
+    traffic = {
+        name: {resource: load * np.float32(factor) for resource, load in one.items()}
+        for name, one in fleet.traffic.items()
+    }
     sizings = {
         name: replace(sizing, vcpus=max(1, math.ceil(sizing.vcpus * factor)))
         for name, sizing in fleet.sizings.items()
     }
-    return _with_servers(replace(fleet, loads=loads), sizings)
+    return _with_servers(replace(fleet, loads=loads, traffic=traffic), sizings)
 
 
 def _memory(fleet: Fleet, value: str) -> Fleet:
@@ -132,7 +136,11 @@ def _memory(fleet: Fleet, value: str) -> Fleet:
 
 def _with_servers(fleet: Fleet, sizings: dict[str, Sizing]) -> Fleet:
     servers = tuple(
-        make_server(server.name, fleet.loads[server.name], sizings[server.name])
+        make_server(
+            server.name,
+            {"cpu": fleet.loads[server.name], **fleet.traffic.get(server.name, {})},
+            sizings[server.name],
+        )
         for server in fleet.request.servers
     )
     return replace(fleet, sizings=sizings, request=replace(fleet.request, servers=servers))

@@ -88,7 +88,10 @@ class ServerEntry(Frozen):
 
 
 class HeadroomRule(Frozen):
-    """A host's CPU load leaves ``reserve`` of it free in ``percentile`` % of the intervals."""
+    """A host's load leaves ``reserve`` free in ``percentile`` % of the intervals.
+
+    That of its CPU, and of disks and network where the host says what they can move.
+    """
 
     percentile: float = Field(default=100.0, gt=0, le=100)
     reserve: Share = 0.1
@@ -168,12 +171,15 @@ class HostKindEntry(Frozen):
 
     ``hypervisor`` 1 runs on the hardware (Dom0 takes ``overhead``), 2 on a host system (which
     does). Without ``overhead`` and ``overhead_vm`` those of ``default_overhead`` hold. ``disk`` is
-    not counted on a host that has none named. ``price`` is in the hosts file's currency.
+    not counted on a host that has none named, nor are ``disk_io`` and ``network`` (bytes a second;
+    the network's in each direction). ``price`` is in the hosts file's currency.
     """
 
     cores: int = Field(ge=1, le=4096)
     memory: Size
     disk: Size | None = None
+    disk_io: Size | None = None
+    network: Size | None = None
     speed: float = Field(default=1.0, gt=0, le=100)
     watts: Power | None = None
     rack_units: int = Field(default=1, ge=0, le=42)

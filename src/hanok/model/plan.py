@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from hanok.model.base import Frozen, Size
 from hanok.model.fleet import MOST_SERVERS, Label
 
+Traffic = Literal["disk_io", "network_in", "network_out"]
 Objective = Literal["hosts", "money", "watts"]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -63,6 +64,8 @@ class Grid(Frozen):
 class Forecast(Frozen):
     """A host's CPU over a day, in its own cores: mean and highest by time of day (UTC).
 
+    Or its traffic, in bytes a second.
+
     ``room`` is what VMs may use, ``capacity`` what they can; None: that time was not measured.
     ``risk`` is the share of time in which they would want more than there is, if each did what it
     did an hour earlier or later, or on another of the measured days.
@@ -80,7 +83,8 @@ class Forecast(Frozen):
 class PlanHost(Frozen):
     """A host of the plan. ``bought``: it is not there yet; ``spare``: it is kept for a failure.
 
-    ``shares`` of what may be used, by resource; ``limit`` says what stops one more VM.
+    ``shares`` of what may be used, by resource; ``limit`` says what stops one more VM. ``traffic``
+    is forecast where the host says what its disks and network can move.
     """
 
     name: Label
@@ -93,6 +97,7 @@ class PlanHost(Frozen):
     limit: str = ""
     watts: Amount = 0.0
     forecast: Forecast | None = None
+    traffic: dict[Traffic, Forecast] = Field(default_factory=dict)
 
 
 class PlanVm(Frozen):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hanok.model.plan import Energy, PlanFile, PlanHost, PlanVm, Side
+from hanok.model.plan import Energy, PlanFile, PlanHost, PlanVm, Side, Traffic
 from hanok.report.figures import Drawing, draw_forecasts, draw_shares, draw_sides
 from hanok.units import format_size
 
 A_PAGE = 12
 """Forecasts in a figure."""
 SHARES_A_PAGE = 36
+TRAFFIC: Mapping[Traffic, str] = {
+    "disk_io": "disk traffic",
+    "network_in": "network received",
+    "network_out": "network sent",
+}
 MOST_FORECASTS = 240
 """Beyond it the hosts with the highest risk are drawn."""
 
@@ -139,6 +144,7 @@ def _sections(plan: PlanFile) -> list[Section]:
             table=_hosts(plan),
         ),
         _forecasts(plan),
+        *_traffic(plan),
         Section("Virtual machines", figures=(), table=_vms(plan.vms)),
         Section("What was assumed", points=plan.assumptions),
     ]
@@ -188,21 +194,26 @@ def _side(name: str, before: float, after: float) -> tuple[str, ...]:
 
 
 def _hosts(plan: PlanFile) -> Table:
-    titles = ("host", "kind", "rack", "VMs", "CPU", "memory", "disk", "watts", "risk", "limit")
+    moved = [name for name in TRAFFIC if any(name in host.shares for host in plan.hosts)]
+    named = ("cpu", "memory", "disk", *moved)
+    words = ("CPU", "memory", "disk", *(TRAFFIC[name] for name in moved))
+    titles = ("host", "kind", "rack", "VMs", *words, "watts", "risk", "limit")
+    count = len(named)
     rows = tuple(
         (
             host.name,
             host.kind + (", to buy" if host.bought else ""),
             host.rack,
             str(host.vms),
-            *(_share(host, name) for name in ("cpu", "memory", "disk")),
+            *(_share(host, name) for name in named),
             number(host.watts),
             "" if host.forecast is None else percent(host.forecast.risk),
             host.limit,
         )
         for host in plan.hosts
     )
-    return Table(titles, rows, frozenset({3, 4, 5, 6, 7, 8}), (6, 7, 4, 3, 3, 4, 3, 3, 4, 15))
+    widths = (6, 7, 4, 3, 3, 4, 3, *([4] * len(moved)), 3, 4, 15)
+    return Table(titles, rows, frozenset(range(3, 6 + count)), widths)
 
 
 def _share(host: PlanHost, name: str) -> str:
@@ -223,6 +234,23 @@ def _forecasts(plan: PlanFile) -> Section:
         hosts = hosts[:MOST_FORECASTS]
     figures = tuple(draw_forecasts(part) for part in _parts(hosts, A_PAGE))
     return Section("Forecast of a day", (text,), figures=figures)
+
+
+def _traffic(plan: PlanFile) -> list[Section]:
+    """Return a section for each kind of traffic that a host limits, the fullest hosts first."""
+    sections = []
+    for name, words in TRAFFIC.items():
+        hosts = [host for host in plan.used if name in host.traffic]
+        if not hosts:
+            continue
+        text = f"{words[0].upper()}{words[1:]} of each host in MiB a second, as above for CPU."
+        hosts.sort(key=lambda host: -host.shares.get(name, 0.0))
+        if len(hosts) > MOST_FORECASTS:
+            text += f" Of {len(hosts)} hosts the {MOST_FORECASTS} fullest are shown."
+        parts = _parts(hosts[:MOST_FORECASTS], A_PAGE)
+        figures = tuple(draw_forecasts(part, name) for part in parts)
+        sections.append(Section(f"Forecast of {words}", (text,), figures=figures))
+    return sections
 
 
 def _vms(vms: Sequence[PlanVm]) -> Table:

@@ -11,7 +11,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hanok.model.plan import Forecast, PlanFile, PlanHost
+from hanok.model.plan import Forecast, PlanFile, PlanHost, Traffic
+from hanok.units import MIB
 
 BEFORE, AFTER, BAND = "#94a3b8", "#0f766e", "#99d5cf"
 ROOM, CAPACITY, INK, FAINT = "#d97706", "#b91c1c", "#1f2937", "#e5e7eb"
@@ -20,6 +21,9 @@ RESOURCES = (
     ("memory", "memory", "#7c3aed", "s"),
     ("disk", "disk", "#d97706", "D"),
     ("vcpus", "vCPUs", "#64748b", "v"),
+    ("disk_io", "disk traffic", "#b45309", "^"),
+    ("network_in", "received", "#2563eb", "<"),
+    ("network_out", "sent", "#0891b2", ">"),
 )
 COLUMNS = 3
 WIDTH = 10.5
@@ -164,8 +168,8 @@ def draw_shares(hosts: Sequence[PlanHost]) -> Drawing:
     return Drawing("What is used of each resource on each host", size, draw)
 
 
-def draw_forecasts(hosts: Sequence[PlanHost]) -> Drawing:
-    """Return the days of some hosts, beside and below each other."""
+def draw_forecasts(hosts: Sequence[PlanHost], traffic: Traffic | None = None) -> Drawing:
+    """Return the days of some hosts, beside and below each other: of CPU, or of ``traffic``."""
     rows = -(-len(hosts) // COLUMNS)
 
     def draw(figure: Figure) -> None:
@@ -175,23 +179,26 @@ def draw_forecasts(hosts: Sequence[PlanHost]) -> Drawing:
                 axes.set_visible(False)
                 continue
             host = hosts[number]
-            if host.forecast is not None:
-                _day(axes, host.name, host.forecast)
+            forecast = host.forecast if traffic is None else host.traffic.get(traffic)
+            if forecast is not None:
+                _day(axes, host.name, forecast, 1.0 if traffic is None else MIB)
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False)
 
     names = ", ".join(host.name for host in hosts)
-    return Drawing(f"CPU over a day on {names}", (WIDTH, 0.5 + 1.75 * rows), draw)
+    what = "CPU" if traffic is None else traffic.replace("_", " ")
+    return Drawing(f"{what} over a day on {names}", (WIDTH, 0.5 + 1.75 * rows), draw)
 
 
-def _day(axes: Axes, name: str, forecast: Forecast) -> None:
+def _day(axes: Axes, name: str, forecast: Forecast, unit: float) -> None:
     hours = [at * forecast.step / 3_600 for at in range(len(forecast.mean))]
-    mean = [float("nan") if value is None else value for value in forecast.mean]
-    high = [float("nan") if value is None else value for value in forecast.high]
+    mean = [float("nan") if value is None else value / unit for value in forecast.mean]
+    high = [float("nan") if value is None else value / unit for value in forecast.high]
+    room, capacity = forecast.room / unit, forecast.capacity / unit
     axes.fill_between(hours, mean, high, color=BAND, linewidth=0, label="up to the highest")
     axes.plot(hours, mean, color=AFTER, linewidth=1.4, label="mean")
-    axes.axhline(forecast.room, color=ROOM, linewidth=1, linestyle="--", label="may be used")
-    axes.axhline(forecast.capacity, color=CAPACITY, linewidth=1, label="there is")
+    axes.axhline(room, color=ROOM, linewidth=1, linestyle="--", label="may be used")
+    axes.axhline(capacity, color=CAPACITY, linewidth=1, label="there is")
     risk = forecast.risk * 100
     text = "<0.01 %" if 0 < risk < 0.01 else f"{risk:.2f} %"
     axes.set_title(name, loc="left")
@@ -199,5 +206,5 @@ def _day(axes: Axes, name: str, forecast: Forecast) -> None:
     axes.set_title(f"risk {text}", loc="right", fontsize=8, fontweight="normal", color=colour)
     axes.set_xlim(0, 24)
     axes.set_xticks([0, 6, 12, 18, 24])
-    highest = max([forecast.capacity, *(value for value in forecast.high if value is not None)])
+    highest = max([capacity, *(value / unit for value in forecast.high if value is not None)])
     axes.set_ylim(0, highest * 1.08)
