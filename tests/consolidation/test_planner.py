@@ -66,14 +66,14 @@ def requests(draw: st.DrawFn) -> PlanRequest:
     )
     names = [server.name for server in servers]
     some = st.frozensets(st.sampled_from(names), min_size=1, max_size=3)
-    pinned = draw(st.sets(st.sampled_from(names), max_size=1)) if hosts else set()
+    pinned = draw(st.sets(st.sampled_from(names), max_size=4)) if hosts else set()
     rules = Rules(
         headroom=draw(st.sampled_from([Headroom(), Headroom(90, 0.1), Headroom(50)])),
         failures=draw(st.integers(0, 1)),
         together=tuple(draw(st.lists(some, max_size=1))),
         apart=tuple(draw(st.lists(some, max_size=2))),
         spread=tuple(
-            Spread(one, draw(st.integers(1, 2))) for one in draw(st.lists(some, max_size=1))
+            Spread(one, draw(st.integers(1, 2))) for one in draw(st.lists(some, max_size=2))
         ),
         pins={
             name: frozenset(draw(st.sets(st.sampled_from([h.name for h in hosts]), min_size=1)))
@@ -157,6 +157,43 @@ def test_traffic_that_does_not_coincide_shares_a_host_and_limits_it() -> None:
     assert {fault.rule for fault in check_plan(request, crowded)} == {"headroom"}
     spared = replace(request, rules=Rules(Headroom(100.0, 0.15)))
     assert len(plan(spared, Meter(steps=50_000)).hosts) == 6
+
+
+SIX = tuple(Server(f"s{n}", size={"memory": m}) for n, m in enumerate((12, 12, 10, 10, 10, 10)))
+"""Largest first they need three hosts of 32, and two when they are moved again."""
+RACKED = tuple(Host(f"h{n}", SMALL, f"r{n % 2}") for n in range(3))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(pins={server.name: frozenset(["h0", "h1", "h2"]) for server in SIX}),
+        Rules(pins={"s0": frozenset(["h2"]), "s2": frozenset(["h0", "h2"])}),
+        Rules(spread=(Spread(frozenset(server.name for server in SIX), 3),)),
+        Rules(spread=(Spread(frozenset(["s0", "s1"]), 1), Spread(frozenset(["s2", "s3"]), 1))),
+        Rules(together=(frozenset(["s2", "s3"]),), pins={"s3": frozenset(["h1", "h2"])}),
+    ],
+)
+def test_servers_under_rules_of_place_are_moved_too(rules: Rules) -> None:
+    request = PlanRequest(SIX, RACKED, rules=rules)
+    answer = plan(request, Meter(steps=50_000))
+    assert check_plan(request, answer) == ()
+    assert len(answer.hosts) == 2
+
+
+def test_where_pins_leave_little_room_it_is_searched_for() -> None:
+    pins = {server.name: frozenset(["h0", "h1"]) for server in SIX}
+    request = PlanRequest(SIX, RACKED[:2], rules=Rules(pins=pins))
+    answer = plan(request, Meter(steps=50_000))
+    assert check_plan(request, answer) == ()
+    full = replace(request, servers=(*SIX, Server("more", size={"memory": 1.0})))
+    with pytest.raises(Impossible, match="all servers need"):
+        plan(full, Meter(steps=50_000))
+    odd = tuple(Server(f"s{n}", size={"memory": 20.0}) for n in range(3))
+    few = {server.name: frozenset(["h0", "h1"]) for server in odd}
+    crowded = PlanRequest(odd, RACKED, rules=Rules(pins=few))
+    with pytest.raises(Impossible, match="no host was found for"):
+        plan(crowded, Meter(steps=50_000))
 
 
 def test_a_percentile_lets_rare_peaks_pass() -> None:

@@ -1,9 +1,9 @@
 """From a request to a plan: a greedy one at once, then ever fewer hosts, then the best known.
 
 Hosts at hand come first, the more capable ones before the others, then bought ones. Servers under
-rules on places (pins, racks, together) are placed first and stay; all others are exchanged between
-hosts by ``series.anneal_series`` until a host can be given up. Large fleets are improved in
-parts of some hosts each.
+rules of place (pins, racks) are placed first, those that share a host as one; then all are
+exchanged between hosts by ``series.anneal_series``, where the rules let them, until a host can be
+given up. Large fleets are improved in parts of some hosts each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from hanok.consolidation.diagnose import Cause, find_causes
 from hanok.consolidation.meter import Meter
+from hanok.consolidation.places import make_places, may_stand, move_racks
 from hanok.consolidation.request import Host, Plan, PlanRequest
 from hanok.consolidation.series import anneal_series, fill
 from hanok.consolidation.series_bound import hosts_bound
@@ -122,7 +123,7 @@ class _Search:
         self.best = best
         self.random = np.array([0x9E3779B97F4A7C15 ^ (seed + 1)], np.uint64)
         self.bins = np.full(len(tables.members), -1, np.int64)
-        self.fixed = np.zeros(len(tables.members), np.bool_)
+        self.places = make_places(request, usable, tables.members)
 
     def start(self, *, is_last: bool) -> bool:
         """Place all: those under rules of place one by one, the others host by host.
@@ -131,7 +132,7 @@ class _Search:
         """
         tables = self.tables
         try:
-            self.fixed = settle(self.request, self.usable, tables, self.bins)
+            crowded = settle(self.request, self.usable, tables, self.bins)
         except Homeless as error:
             if self.best is not None or not is_last:
                 return is_last
@@ -160,11 +161,13 @@ class _Search:
             self.random,
         )
         homeless = np.flatnonzero(self.bins < 0)
-        if homeless.size and not is_last:
+        if (homeless.size or crowded) and not is_last:
             return False
-        if homeless.size and not self._squeeze(homeless):
-            self._give_up(homeless)
-        self._keep()
+        fits = not (homeless.size or crowded) or self._squeeze(homeless)
+        if not fits and self.best is None:
+            raise Impossible([crowded or self._homeless(homeless)])
+        if fits:
+            self._keep()
         self._adopt()
         return True
 
@@ -187,21 +190,20 @@ class _Search:
         steps, worked = SHORTEST * len(self.tables.members), True
         while worked and not self.meter.is_empty:
             before = self.meter.spent
-            if self._anneal(np.arange(len(self.bins)), np.arange(len(self.usable)), steps):
+            everything, hosts = np.arange(len(self.bins)), np.arange(len(self.usable))
+            if self._anneal(everything, hosts, homeless, steps):
                 return True
             steps, worked = 2 * steps, self.meter.spent > before
-        self.bins[homeless] = -1
+        self.bins[:] = -1
         return False
 
-    def _give_up(self, homeless: Ints) -> None:
-        if self.best is not None:
-            return
+    def _homeless(self, homeless: Ints) -> Cause:
         names = [self.request.servers[self.tables.members[i][0]].name for i in homeless[:3]]
         text = (
             f"{homeless.size} servers found no host in the effort given, among them "
             f"{', '.join(names)}; the hosts may still suffice"
         )
-        raise Impossible([Cause("hosts", text, ("hosts", "effort"))])
+        return Cause("hosts", text, ("hosts", "effort"))
 
     def _keep(self) -> None:
         if (self.bins < 0).any():
@@ -243,8 +245,8 @@ class _Search:
         """Give up as many of ``hosts`` as searches of ``steps`` moves can; return how many."""
         items = np.flatnonzero(np.isin(self.bins, hosts))
         saved, stride = 0, 1
+        held = np.zeros(0, np.int64)  # hosts that rules of place do not let go
         while hosts.size > 1 and not self.meter.is_empty:
-            held = np.unique(self.bins[items[self.fixed[items]]])
             free = hosts[~np.isin(hosts, held)]
             stride = min(stride, free.size, hosts.size - self._least(items, hosts))
             if stride < 1:
@@ -254,13 +256,17 @@ class _Search:
             left = hosts[~np.isin(hosts, dropped)]
             moving = items[np.isin(self.bins[items], dropped)]
             self.bins[moving] = left[np.arange(moving.size) % left.size]
-            if self._anneal(items, left, min(steps, self.meter.left)):
+            tried = self.meter.spent
+            if self._anneal(items, left, moving, min(steps, self.meter.left)):
                 hosts, saved, stride = left, saved + stride, 2 * stride
                 continue
             self.bins = before
-            if stride == 1:
+            if stride > 1:
+                stride //= 2
+            elif self.meter.spent == tried:  # its servers have no other place
+                held = np.append(held, dropped)
+            else:
                 break
-            stride //= 2
         return saved
 
     def _least_useful(self, items: Ints, free: Ints, count: int) -> Ints:
@@ -282,18 +288,21 @@ class _Search:
         room = np.sort(tables.capacity[hosts], axis=0)[::-1].cumsum(axis=0, dtype=np.int64)
         return int((room < total).sum(axis=0).max()) + 1
 
-    def _anneal(self, items: Ints, hosts: Ints, steps: int) -> bool:
-        """Exchange ``items`` among ``hosts``; change ``bins`` only when all fit in the end."""
+    def _anneal(self, items: Ints, hosts: Ints, moved: Ints, steps: int) -> bool:
+        """Exchange ``items`` among ``hosts``; change ``bins`` only when all fit in the end.
+
+        Those that were ``moved`` just now are moved on first, where rules do not let them stay.
+        """
         tables = self.tables
         numbers = np.full(len(self.usable), -1, np.int64)
         numbers[hosts] = np.arange(hosts.size)
         bins = numbers[self.bins[items]]
-        movable = np.flatnonzero(~self.fixed[items])
-        if not movable.size:
-            return False
         part, capacity, groups = tables.items[items], tables.capacity[hosts], tables.groups[items]
-        if not self._apart(bins, groups, movable):
+        if not self._rehouse(items, hosts, bins, moved):
             return False
+        places, everywhere = self.places.part(items, hosts), self.bins.copy()
+        everywhere[items] = hosts[bins]
+        in_rack = self.places.in_racks(everywhere)
         done = 0
         while done < steps and not self.meter.is_empty:
             now = min(SLICE, steps - done)
@@ -302,7 +311,6 @@ class _Search:
                 part,
                 capacity,
                 bins,
-                movable,
                 groups,
                 tables.sets,
                 tables.times,
@@ -312,6 +320,8 @@ class _Search:
                 hot,
                 cold,
                 self.random,
+                places,
+                in_rack,
             )
             self.meter.spend(tried)
             done += now
@@ -320,20 +330,29 @@ class _Search:
                 return True
         return False
 
-    def _apart(self, bins: Ints, groups: Ints, movable: Ints) -> bool:
-        """Move items until no two of a set share a bin; whether that was possible."""
-        if not self.tables.sets:
+    def _rehouse(self, items: Ints, hosts: Ints, bins: Ints, moved: Ints) -> bool:
+        """Give ``moved`` items bins that rules of place and of apart allow, if there are any."""
+        tables, places = self.tables, self.places
+        if not tables.sets and not places.is_ruled:
             return True
-        count = int(bins.max()) + 1
-        present: list[set[int]] = [set() for _ in range(count)]
-        can_move = set(movable.tolist())
-        for item in sorted(range(bins.size), key=lambda one: one in can_move):
-            mine = {int(g) for g in groups[item] if g >= 0}
-            if mine & present[bins[item]]:
-                others = (b for b in range(count) if not mine & present[b])
-                new = next(others, None) if item in can_move else None
-                if new is None:
-                    return False
-                bins[item] = new
-            present[bins[item]] |= mine
+        others, is_moved = self.bins.copy(), np.isin(items, moved)
+        others[moved] = -1
+        in_rack = places.in_racks(others)
+        present: list[set[int]] = [set() for _ in hosts]
+        for at in np.flatnonzero(~is_moved):
+            present[bins[at]] |= self._sets(items[at])
+        for at in sorted(np.flatnonzero(is_moved), key=lambda one: places.choices(int(items[one]))):
+            item, mine = int(items[at]), self._sets(items[at])
+            for turn in range(hosts.size):
+                new = (bins[at] + turn) % hosts.size
+                if not mine & present[new] and may_stand(places, in_rack, item, hosts[new], -1, -1):
+                    break
+            else:
+                return False
+            bins[at] = new
+            present[new] |= mine
+            move_racks(places, in_rack, item, -1, hosts[new])
         return True
+
+    def _sets(self, item: int) -> set[int]:
+        return {int(number) for number in self.tables.groups[item] if number >= 0}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hanok.consolidation.anneal import draw
 from hanok.consolidation.compiled import compiled
+from hanok.consolidation.places import Places, exchange_racks, may_exchange
 from hanok.consolidation.vectors import Ints
 
 Words = NDArray[np.uint64]
@@ -87,6 +88,15 @@ def meets(present: Ints, comes: Ints, leaves: Ints) -> bool:
             if others > 0:
                 return True
     return False
+
+
+@compiled
+def joins(present: Ints, groups: Ints, i: int, k: int, a: int, b: int) -> bool:
+    """Return whether ``i`` of bin a and ``k`` of b (-1: nobody), exchanged, meet one of a set."""
+    if k < 0:
+        nobody = np.full(groups.shape[1], -1, np.int64)
+        return meets(present[b], groups[i], nobody)
+    return meets(present[b], groups[i], groups[k]) or meets(present[a], groups[k], groups[i])
 
 
 @compiled
@@ -174,7 +184,6 @@ def anneal_series(
     items: Units,
     capacity: Units,
     bins: Ints,
-    free: Ints,
     groups: Ints,
     sets: int,
     times: int,
@@ -184,20 +193,23 @@ def anneal_series(
     hot: float,
     cold: float,
     random: Words,
+    places: Places,
+    in_rack: Ints,
 ) -> tuple[float, int]:
     """Exchange items among bins until none is over its capacity; see ``anneal``.
 
-    ``free`` are the items that may move; a row of ``groups`` names the sets, of ``sets``, of which
-    the item must be the only one in its bin, -1 for none. ``bins`` is changed in place. Returns the
-    overload, in capacities, and the moves tried.
+    A row of ``groups`` names the sets, of ``sets``, of which the item must be the only one in its
+    bin, -1 for none. ``places`` are the bins that items may be in; ``in_rack`` counts who stands in
+    which rack. ``bins`` and ``in_rack`` are changed in place. Returns the overload, in capacities,
+    and the moves tried.
     """
-    d = items.shape[1]
+    n, d = items.shape
     count = capacity.shape[0]
+    ruled = places.allowed.shape[0] > 0 or places.most.size > 0
     weight = max(1, times // 4)
     unit = 1.0 / (float(WHOLE) * max(1.0, times * 0.05))
     loads, present = contents(items, bins, groups, count, sets)
     nothing = np.zeros(d, np.int32)
-    nobody = np.full(groups.shape[1], -1, np.int64)
     over = np.empty(count, np.int64)
     for b in range(count):
         over[b] = overload(loads[b], capacity[b], times, intervals, exceptions, weight)
@@ -208,23 +220,22 @@ def anneal_series(
     while step < steps and total > 0:
         step += 1
         temperature *= cooling
-        i = free[int(draw(random) * free.size)]
+        i = int(draw(random) * n)
         a = bins[i]
         if over[a] == 0 and draw(random) < 0.6:
             continue
         k = -1
         if draw(random) < 0.75:
-            k = free[int(draw(random) * free.size)]
+            k = int(draw(random) * n)
             b = bins[k]
         else:
             b = int(draw(random) * count)
         if a == b or (over[a] == 0 and over[b] == 0 and draw(random) < 0.5):
             continue
         back = items[k] if k >= 0 else nothing
-        if sets > 0:
-            theirs = groups[k] if k >= 0 else nobody
-            if meets(present[b], groups[i], theirs) or meets(present[a], theirs, groups[i]):
-                continue
+        is_apart = sets == 0 or not joins(present, groups, i, k, a, b)
+        if not is_apart or (ruled and not may_exchange(places, in_rack, i, k, a, b)):
+            continue
         after_a = exchanged(
             loads[a], capacity[a], items[i], back, times, intervals, exceptions, weight
         )
@@ -244,6 +255,8 @@ def anneal_series(
         bins[i] = b
         count_sets(present[a], groups[i], -1)
         count_sets(present[b], groups[i], 1)
+        if ruled:
+            exchange_racks(places, in_rack, i, k, a, b)
         if k >= 0:
             bins[k] = a
             count_sets(present[b], groups[k], -1)

@@ -33,15 +33,14 @@ class _State:
     racks: dict[int, Counter[str]] = field(default_factory=dict)
 
 
-def settle(
-    request: PlanRequest, hosts: Sequence[Host], tables: Tables, bins: Ints
-) -> NDArray[np.bool_]:
-    """Write the host of each item under a rule of place into ``bins``; return which these are.
+def settle(request: PlanRequest, hosts: Sequence[Host], tables: Tables, bins: Ints) -> Cause | None:
+    """Write the host of each item under a rule of place into ``bins``.
 
     The item with the fewest hosts to choose from comes first, and goes where most is used already.
-    Raises Homeless when one has none left.
+    One that fits on none of them goes where rules of place let it, and the cause of that is
+    returned: a search may still make room. Raises Homeless when the rules leave one no host.
     """
-    fixed = np.zeros(len(tables.members), np.bool_)
+    crowded = None
     names = [{request.servers[i].name for i in one} for one in tables.members]
     allowed = {
         item: hosts_of
@@ -49,23 +48,24 @@ def settle(
         if (hosts_of := _allowed(request, of, hosts)) is not None
     }
     if not allowed:
-        return fixed
+        return None
     state = _State(hosts, tables, np.zeros(tables.capacity.shape, np.int32), [set() for _ in hosts])
     spreads = [rule.servers for rule in request.rules.spread]
     sizes = tables.items.max(axis=1, initial=0)
     for item in sorted(allowed, key=lambda one: (len(allowed[one]), -sizes[one], one)):
         mine = {n: len(of & names[item]) for n, of in enumerate(spreads) if of & names[item]}
         most = {n: request.rules.spread[n].most for n in mine}
-        host = _choose(state, item, allowed[item], mine, most)
+        host, fits = _choose(state, item, allowed[item], mine, most)
         if host is None:
             raise Homeless(_cause(sorted(names[item]), bool(mine)))
+        if not fits:
+            crowded = crowded or _cause(sorted(names[item]), bool(mine))
         bins[item] = host
-        fixed[item] = True
         state.loads[host] += tables.items[item]
         state.sets_on[host] |= _sets(tables, item)
         for number, count in mine.items():
             state.racks.setdefault(number, Counter())[hosts[host].rack] += count
-    return fixed
+    return crowded
 
 
 def _allowed(request: PlanRequest, names: set[str], hosts: Sequence[Host]) -> list[int] | None:
@@ -81,9 +81,11 @@ def _sets(tables: Tables, item: int) -> set[int]:
 
 def _choose(
     state: _State, item: int, allowed: list[int], mine: dict[int, int], most: dict[int, int]
-) -> int | None:
+) -> tuple[int | None, bool]:
+    """Return the host for an item, and whether it fits there beside those that it has."""
     tables = state.tables
     best, fullest = None, -1
+    emptiest, least = None, 0
     for host in allowed:
         rack = state.hosts[host].rack
         taken = {number: state.racks.get(number, Counter())[rack] for number in mine}
@@ -92,11 +94,13 @@ def _choose(
         if _sets(tables, item) & state.sets_on[host]:
             continue
         used = int(state.loads[host].max(initial=0))
+        if emptiest is None or used < least:
+            emptiest, least = host, used
         if used > fullest and _fits(state, item, host):
             best, fullest = host, used
             if used == 0:
                 break  # all that follow are empty too, or were seen
-    return best
+    return (emptiest, False) if best is None else (best, True)
 
 
 def _fits(state: _State, item: int, host: int) -> bool:
