@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from hanok.cli.applystate import State, Wanted, only_one
-from hanok.cli.applywork import Found, check_all, make_all, vm_name, wanted_vms
+from hanok.cli.applywork import Found, check_all, disk_note, make_all, vm_name, wanted_vms
 from hanok.cli.output import Output
 from hanok.client.wire import FitWire, OperationWire
 from hanok.errors import (
@@ -74,6 +74,7 @@ class Host:
     fits: int = 9
     free: int = 2**40
     unreachable: bool = False
+    resource: str = "memory"
     vms: dict[str, Found] = field(default_factory=dict)
 
     def look(self) -> dict[str, Found]:
@@ -87,7 +88,7 @@ class Host:
             "limit": "memory",
             "missing": 1,
             "by_resource": {},
-            "rooms": [{"resource": "memory", "capacity": 1, "used": 0, "free": self.free}],
+            "rooms": [{"resource": self.resource, "capacity": 1, "used": 0, "free": self.free}],
         }
 
     def find(self, name: str) -> Found | None:
@@ -118,6 +119,7 @@ class Host:
         self.vms[name] = replace(self.vms[name], state=state)
 
 
+MICRO = ApplyMap(image="micro")
 PLAN = plan(("a", "h1"), ("b", "h2"), ("c", "h1"))
 QUIET = Output()
 QUIET.as_json = True
@@ -155,6 +157,31 @@ def test_vms_are_made_host_by_host_and_once(tmp_path: Path) -> None:
     assert run(tmp_path, makers, wanted) == []
     kept = state(tmp_path).vms["c"]
     assert (kept.step, kept.remote, kept.uuid) == ("done", "local", "uuid-c")
+
+
+def test_disks_are_those_of_the_map_or_else_of_the_plan() -> None:
+    sizes = {"a": 5 * 2**30 + 1, "b": 2**40, "c": None}
+    vms = [vm.model_copy(update={"disk": sizes[vm.name]}) for vm in PLAN.vms]
+    found = PLAN.model_copy(update={"vms": tuple(vms)})
+    plain = wanted_vms(found, ApplyMap(image="micro"))
+    whole = 5 * 2**30 + 2**20
+    assert {one.name: one.disk for one in plain} == {"a": whole, "b": 2**40, "c": None}
+    assert disk_note(plain) == (
+        "neither plan nor map says how large a disk c has: each gets its host's default, 4 GiB"
+    )
+    own = {"image": "micro", "disk": "8G", "vms": {"b": {"disk": "9G"}}}
+    mapped = wanted_vms(found, ApplyMap.model_validate(own))
+    assert {one.name: one.disk for one in mapped} == {"a": 2**33, "b": 9 * 2**30, "c": 2**33}
+    assert disk_note(mapped) is None
+
+
+def test_disks_count_for_room_together(tmp_path: Path) -> None:
+    host = Host(resource="disk", free=10 * 2**30)
+    wanted = [replace(one, disk=6 * 2**30, remote="h1") for one in wanted_vms(PLAN, MICRO)]
+    with pytest.raises(NotAdmitted, match="3 VMs need 18 GiB of disk, 10 GiB are free"):
+        check_all(wanted, state(tmp_path), {"h1": host})
+    with pytest.raises(NotAdmitted, match="1 GiB with a disk of 6 GiB: 1 fit, by memory"):
+        check_all(wanted, state(tmp_path), {"h1": Host(fits=1)})
 
 
 def test_it_stops_at_the_first_failure_and_goes_on(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ class Cli:
     """The command ``hanok`` on one data directory; ``more``: what else its environment says."""
 
     daemon: Daemon
-    more: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def environ(self) -> dict[str, str]:
         """The environment of the command."""

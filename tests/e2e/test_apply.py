@@ -18,15 +18,16 @@ IDLE, BUSY = "a", "b"
 
 def test_a_plan_is_applied_loaded_and_compared(hanok: Cli, daemon: Daemon, tmp_path: Path) -> None:
     found = forecast_plan(mean=0.05, high=0.1)
-    size = {"vcpus": 1, "memory": 128 * 2**20}
+    size = {"vcpus": 1, "memory": 128 * 2**20, "disk": 2**30}
     vms = tuple(vm.model_copy(update=size) for vm in found.vms)
     (tmp_path / "plan.json").write_text(found.model_copy(update={"vms": vms}).model_dump_json())
     where = tmp_path / "where.yaml"
-    where.write_text("hosts: {h1: local}\nimage: micro\ndisk: 1G\n")
+    where.write_text("hosts: {h1: local}\nimage: micro\n")
     apply = ("apply", str(tmp_path), "--map", str(where))
     assert hanok.json(*apply)["made"] == [IDLE, BUSY]
     assert hanok.json(*apply)["made"] == []
     assert [vm["cpus"] for vm in hanok.json("list")] == [1, 1]
+    assert int(daemon.sh(IDLE, "cat /sys/block/vda/size")) * 512 == size["disk"]
 
     daemon.sh(BUSY, "(while :; do :; done) >/dev/null 2>&1 &")
     compare = ("plan", "compare", str(tmp_path))

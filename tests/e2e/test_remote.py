@@ -8,7 +8,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from hanok.client.remotes import Remote, RemoteBook
 from hanok.model.image import Image
 from hanok.units import GIB
+from tests.cli.test_apply import plan
 from tests.daemon.harness import Daemon, new_daemon
 from tests.e2e.conftest import Cli, leading, use_console
 from tests.machine import patient
@@ -31,11 +32,12 @@ class Away(Cli):
     """The command of someone who has a token for the daemon, and no daemon of his own."""
 
     home: Path
+    remote: str = "lab"
 
     def environ(self) -> dict[str, str]:
         """The environment of the command."""
         own = {"HANOK_HOME": str(self.home), "HANOK_CONFIG": str(self.home / "config")}
-        return {**os.environ, **own, "HANOK_REMOTE": "lab", "NO_COLOR": "1"}
+        return {**os.environ, **own, "HANOK_REMOTE": self.remote, "NO_COLOR": "1"}
 
     def __call__(
         self, *arguments: str, input: bytes | None = None, limit: float = 300
@@ -166,6 +168,39 @@ def test_the_disk_of_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
     assert list((hanok.daemon.home / "exports").iterdir()) == []
     hanok.ok("delete", "data")
+
+
+def test_a_plan_is_applied_to_a_remote(hanok: Away, tmp_path: Path) -> None:
+    """By TLS and a token: VMs of the plan's size, once; nothing for who has no good token."""
+    size = {"vcpus": 1, "memory": 128 * 2**20, "disk": 1500 * 2**20}
+    found = plan(("first", "h1"), ("second", "h1"))
+    vms = tuple(vm.model_copy(update=size) for vm in found.vms)
+    (tmp_path / "plan.json").write_text(found.model_copy(update={"vms": vms}).model_dump_json())
+    here = replace(hanok, remote="local")
+    apply = ("apply", str(tmp_path), "--image", "micro")
+
+    book = RemoteBook(hanok.home / "config")
+    lab = book.find("lab")
+    book.put(replace(lab, name="closed", token="x" * len(lab.token)))
+    book.put(replace(lab, name="other", fingerprint="0" * len(lab.fingerprint)))
+    for remote in ("closed", "other", "unknown"):
+        done = here(*apply, "--host", f"h1={remote}")
+        assert done.returncode != 0
+        assert b"nothing was made" in done.stderr, done.stderr
+    assert hanok.json("list") == []
+
+    to_lab = (*apply, "--host", "h1=lab")
+    assert here.json(*to_lab)["made"] == ["first", "second"]
+    assert here.json(*to_lab)["made"] == []
+    made = hanok.json("list")
+    assert {vm["name"]: (vm["cpus"], vm["memory"], vm["state"]) for vm in made} == {
+        name: (1, size["memory"], "ready") for name in ("first", "second")
+    }
+    seen = hanok.ok("exec", "first", "--", "cat", "/sys/block/vda/size")
+    assert int(seen) * 512 == size["disk"]
+    measured = here.json("plan", "compare", str(tmp_path), "--for", "4s", "--every", "2s")
+    assert {vm["name"] for vm in measured["vms"]} == {"first", "second"}
+    hanok.ok("delete", "--force", "first", "second")
 
 
 def test_ssh_and_scp_to_a_guest_of_a_remote(hanok: Away, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def hanok(bench: Bench) -> Cli:
     """The command on a lab host with Xen, where ``own:loader`` is a boot loader alone."""
     bench.lab.up(Order(("one",), Shape("xen"), cold=True))
     where = {"HANOK_CONFIG": str(bench.book.folder), "HANOK_REMOTE": "one"}
-    hanok = Cli(bench.daemon, where)
+    hanok = Cli(bench.daemon, more=where)
     hanok.ok("image", "import", str(foreign_loader()), "--name", "loader", "--no-cloud-init")
     return hanok
 

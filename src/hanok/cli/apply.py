@@ -16,6 +16,7 @@ from hanok.cli.applywork import (
     Maker,
     check_all,
     check_names,
+    disk_note,
     make_all,
     pairs,
     wanted_vms,
@@ -78,8 +79,8 @@ def apply(
     """Make the VMs of PLAN on its hosts, in order, and stop at the first failure.
 
     Before the first one every host must answer and have room. Run it again to go on: what was made
-    already is left alone (apply.json beside the plan says what). The VMs get the plan's vCPUs and
-    memory; what ran on the old servers is not copied.
+    already is left alone (apply.json beside the plan says what). The VMs get the plan's vCPUs,
+    memory and disk size; what ran on the old servers is not copied.
     """
     from hanok.cli.planfiles import plan_path, read_plan
 
@@ -90,6 +91,8 @@ def apply(
     )
     folder = plan_path(path).parent
     state = State(folder / STATE_NAME, digest_of(plan))
+    if note := disk_note(wanted):
+        session.out.note(f"Note: {note}")
     if dry_run:
         state.load()
         _print(session, wanted, state)

@@ -17,7 +17,7 @@ from hanok.cli.base import Session
 from hanok.cli.output import Output
 from hanok.client.wire import FINAL_STATES, FitWire, OperationWire
 from hanok.errors import Conflict, HanokError, InvalidInput, NotAdmitted, NotFound, NotReady
-from hanok.units import format_size
+from hanok.units import MIB, format_size
 
 if TYPE_CHECKING:
     from hanok.model.apply import Applied, ApplyMap
@@ -180,11 +180,27 @@ def wanted_vms(plan: PlanFile, how: ApplyMap, only: Sequence[str] = ()) -> list[
                 vm.vcpus,
                 vm.memory,
                 packages,
-                (own and own.disk) or how.disk,
+                (own and own.disk) or how.disk or _whole(vm.disk),
             )
         )
     _refuse_same(found)
     return found
+
+
+def _whole(disk: int | None) -> int | None:
+    """Return what a server's disks hold as the size of a VM's disk: whole MiB."""
+    return None if not disk else -(-disk // MIB) * MIB
+
+
+def disk_note(wanted: Sequence[Wanted]) -> str | None:
+    """Return what a person should know of VMs whose disks nobody gave a size."""
+    names = [one.name for one in wanted if one.disk is None]
+    if not names:
+        return None
+    return (
+        f"neither plan nor map says how large a disk {_some(names)} "
+        f"{'has' if len(names) == 1 else 'have'}: each gets its host's default, 4 GiB"
+    )
 
 
 def check_names(
@@ -324,19 +340,25 @@ def _check_room(remote: str, wanted: Sequence[Wanted], maker: Maker) -> None:
         fits = maker.fit(one)
         if fits["count"] < count:
             vms = f"{count} VM{'s' * (count != 1)} of {one.vcpus} vCPUs and"
+            on_disk = f" with a disk of {format_size(one.disk)}" if one.disk is not None else ""
             raise _no_room(
-                f"{one.host} ({remote}) has no room for {vms} {format_size(one.memory)}: "
+                f"{one.host} ({remote}) has no room for {vms} {format_size(one.memory)}{on_disk}: "
                 f"{fits['count']} fit, by {fits['limit']}"
             )
     rooms = {} if fits is None else {room["resource"]: room["free"] for room in fits["rooms"]}
-    sums = {"cpus": sum(one.vcpus for one in wanted), "memory": sum(one.memory for one in wanted)}
+    sums = {
+        "cpus": sum(one.vcpus for one in wanted),
+        "memory": sum(one.memory for one in wanted),
+        "disk": sum(one.disk or 0 for one in wanted),
+    }
     for resource, needed in sums.items():
         free = rooms.get(resource)
         if free is not None and needed > free:
             shown = (f"{needed} vCPUs", f"{free:.0f}")
-            if resource == "memory":
+            if resource != "cpus":
                 shown = (format_size(needed), format_size(int(free)))
-            what = f"{len(wanted)} VMs need {shown[0]}, {shown[1]} are free"
+            of = " of disk" if resource == "disk" else ""
+            what = f"{len(wanted)} VMs need {shown[0]}{of}, {shown[1]} are free"
             raise _no_room(f"{wanted[0].host} ({remote}) has no room: {what}")
 
 

@@ -15,7 +15,7 @@ Packages = Annotated[tuple[Package, ...], Field(max_length=256)]
 
 
 class MapVm(Frozen):
-    """What one VM is made of; what is None is that of all. ``disk`` is in bytes."""
+    """What one VM is made of; what is None is that of all, or the plan's. ``disk`` is in bytes."""
 
     image: ImageRef | None = None
     packages: Packages | None = None
@@ -28,7 +28,7 @@ class ApplyMap(Frozen):
     hosts: {old-1: local, small-1: rack7}   # HOST of the plan: remote, or local for this machine
     image: debian:12
     packages: [nginx]
-    disk: 20G
+    disk: 20G                               # of every VM, whatever the plan says
     vms: {db-1: {image: debian:13, packages: [postgresql], disk: 200G}}
     """
 
