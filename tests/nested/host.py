@@ -12,8 +12,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,6 @@ systemd-run --quiet --unit=hanokd-tests --setenv=HANOK_HOME={HOME} \\
 _ENVIRONMENT = {
     "HANOK_TEST_IMAGES": f"/{IMAGES}",
     "HANOK_TEST_PATIENCE": str(PATIENCE),
-    "HANOK_TEST_ACCELERATION": f"{HOME}/acceleration.json",
     "PYTHONUNBUFFERED": "1",
 }
 # A service of its own: it goes on between the questions how far it is.
@@ -105,14 +104,18 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a nested host is made of: a VM's definition, and what makes it ready for tests."""
+    """What a nested host is made of: a VM's definition, and what makes it ready for tests.
+
+    ``environment``: what tests there are told besides.
+    """
 
     spec: dict[str, Any]
     prepare: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS = {
-    "kvm": Kind(KVM_SPEC, _PREPARE_KVM),
+    "kvm": Kind(KVM_SPEC, _PREPARE_KVM, {"HANOK_TEST_ACCELERATION": f"{HOME}/acceleration.json"}),
     "xen": Kind(_XEN_SPEC, _PREPARE_XEN),
 }
 
@@ -122,6 +125,7 @@ class NestedHost:
     """A nested host that runs, and the daemon outside that runs it."""
 
     daemon: Daemon
+    kind: Kind
 
     def sh(self, script: str, limit: float = 300) -> str:
         """Run a shell script in it and return what it printed."""
@@ -161,7 +165,7 @@ class NestedHost:
         ``limit``: seconds, after which they are ended. Raises Failed then.
         """
         command = shlex.join([PYTHON, "-m", "pytest", *arguments])
-        script = _RUN.format(assignments=" ".join(_assignments()), command=command).encode()
+        script = _RUN.format(assignments=" ".join(self._assignments()), command=command).encode()
         self.daemon.client.write_file(NAME, _SCRIPT, io.BytesIO(script), len(script))
         self.sh(f"rm -f {_STATUS}; : >{_OUTPUT}")
         self.sh(f"systemd-run --quiet --collect --unit=tests sh {_SCRIPT}")
@@ -179,6 +183,10 @@ class NestedHost:
                 raise Failed(f"the tests did not end within {limit:g} s")
             time.sleep(_LOOK_EVERY)
 
+    def _assignments(self) -> list[str]:
+        told = {**_ENVIRONMENT, **self.kind.environment}
+        return [f"{name}={value}" for name, value in told.items()]
+
 
 @contextlib.contextmanager
 def nested_host(kind: Kind, images: Path, payload: Path) -> Iterator[NestedHost]:
@@ -188,7 +196,7 @@ def nested_host(kind: Kind, images: Path, payload: Path) -> Iterator[NestedHost]
         daemon.done(daemon.client.run(kind.spec))
         say("it is up; copying")
         copy_payload(daemon, payload)
-        host = NestedHost(daemon)
+        host = NestedHost(daemon, kind)
         say(host.sh(kind.prepare, 600).strip())
         wait_until(host.answers, 60, "the daemon in the nested host answers")
         yield host
@@ -207,7 +215,3 @@ def copy_payload(daemon: Daemon, payload: Path) -> None:
 def say(text: str) -> None:
     """Print a line of progress with the time."""
     print(f"{time.strftime('%H:%M:%S')} nested: {text}", flush=True)
-
-
-def _assignments() -> list[str]:
-    return [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
