@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hanok import shortage
 from hanok.errors import CommandFailed, HostError, TimedOut
 
 OWNER_VARIABLE = "HANOK_OWNER"
 _OUTPUT_LIMIT = 16 * 1024 * 1024
 _TAIL = 2000
+_LACKS = (errno.ENOMEM, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
@@ -194,21 +197,25 @@ class SystemRunner:
         program = shutil.which(argv[0], path=environment["PATH"])
         if program is None:
             raise HostError(f"the program {argv[0]} is not installed", hint="run 'make setup'")
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *argv[1:],
-            stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=cwd,
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-            preexec_fn=_apply_limits(limits) if limits is not None else None,
-            user=_uid(account),
-            group=_gid(account),
-            extra_groups=_groups(account),
-        )
+        before = shortage.mark()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program,
+                *argv[1:],
+                stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd=cwd,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+                preexec_fn=_apply_limits(limits) if limits is not None else None,
+                user=_uid(account),
+                group=_gid(account),
+                extra_groups=_groups(account),
+            )
+        except OSError as error:
+            raise not_started(program, error) from error
         try:
             async with asyncio.timeout(timeout):
                 stdout, stderr = await _communicate(process, input, on_line)
@@ -222,7 +229,7 @@ class SystemRunner:
         returncode = process.returncode if process.returncode is not None else -signal.SIGKILL
         done = Completed(tuple(argv), returncode, stdout, stderr)
         if check and done.returncode != 0:
-            raise CommandFailed(_failure_text(done))
+            raise CommandFailed(_failure_text(done) + await _why_ended(process.pid, done, before))
         return done
 
     async def spawn(
@@ -277,9 +284,7 @@ class SystemRunner:
                 await kill_and_wait(await starting)
             raise
         except OSError as error:
-            raise HostError(
-                f"{Path(program).name} could not be started: {error.strerror}"
-            ) from error
+            raise not_started(program, error) from error
         if self.on_spawn is not None:
             self.on_spawn(owner, pid)
         return pid
@@ -332,12 +337,30 @@ def _failure_text(done: Completed) -> str:
     return f"{Path(done.argv[0]).name} ended with {how}: {text or 'no message'}"
 
 
-async def wait_for_exit(pid: int) -> None:
-    """Return when process ``pid`` has ended (at once if it is gone); reaps a child of ours."""
+async def _why_ended(pid: int, done: Completed, since: shortage.Mark) -> str:
+    """Return what the kernel says of a command that it has ended, to be added to its failure."""
+    if done.returncode != -signal.SIGKILL:
+        return ""
+    # The process itself, or one that it had started and whose end it passed on.
+    why = await asyncio.to_thread(shortage.why_killed, pid, since, "")
+    return f"; {why}" if why else ""
+
+
+def not_started(program: str, error: OSError) -> HostError:
+    """Return the error that a program could not be started, such as for want of memory."""
+    hint = "'hanok host show' tells what uses the memory" if error.errno in _LACKS else None
+    return HostError(f"{Path(program).name} could not be started: {error.strerror}", hint=hint)
+
+
+async def wait_for_exit(pid: int) -> int | None:
+    """Wait until process ``pid`` has ended (at once if it is gone); reaps a child of ours.
+
+    Returns its exit status, below zero the signal that ended it; None when it was no child of ours.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        return
+        return None
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -351,13 +374,16 @@ async def wait_for_exit(pid: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-    reap(pid)
+    return reap(pid)
 
 
-def reap(pid: int) -> None:
-    """Collect the exit status of ``pid`` if it is a child of ours that has ended."""
+def reap(pid: int) -> int | None:
+    """Collect the exit status of ``pid`` if it is a child of ours that has ended; else None."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found == pid:
+            return os.waitstatus_to_exitcode(status)
+    return None
 
 
 def is_alive(pid: int) -> bool:

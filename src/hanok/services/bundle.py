@@ -136,6 +136,6 @@ def make_services(parts: Parts, clock: Clock | None = None) -> Services:
         ),
         recovery=Recovery(
             *(parts, guests, lifecycle, vms, templates, operations, images, exports),
-            DiskWatch(parts, vms),
+            DiskWatch(parts, vms, capacity),
         ),
     )

@@ -33,6 +33,8 @@ from hanok.services.footprints import Footprints, Totals
 from hanok.services.machines import files_of, has_screen
 from hanok.services.parts import Parts, is_up
 from hanok.services.shape import claimed, claimed_disks
+from hanok.shortage import GroupMemory, group_memory
+from hanok.systemd.scopes import NoScopes
 from hanok.units import MIB
 
 # Admitted, and what they take is not yet in what the host is seen to have available.
@@ -54,6 +56,11 @@ class HostSums:
     totals: Totals
 
 
+def memory_percent(host: HostResources) -> int:
+    """Return how much of the host's memory is used."""
+    return 100 - 100 * host.available // host.memory if host.memory else 0
+
+
 class CapacityService:
     """Admission with real figures: every overhead counted, disks at what they can grow to."""
 
@@ -69,15 +76,23 @@ class CapacityService:
         """Return what the host has now; under a Type 1 hypervisor as the last probe saw it."""
         disk = file_system_of(self._parts.settings.vms)
         memory = psutil.virtual_memory()
+        group = self.group()
         seen = HostResources(
             cpus=len(os.sched_getaffinity(0)),
-            memory=memory.total,
+            memory=memory.total if group is None else min(memory.total, group.limit),
             disk=disk.size,
             disk_free=disk.free,
-            available=memory.available,
+            available=memory.available if group is None else min(memory.available, group.available),
         )
         share = self.share()
         return seen if share is None else self._whole_host(seen, share)
+
+    def group(self) -> GroupMemory | None:
+        """Return the memory of the control group that VMs share with the daemon.
+
+        None: there is no limit, or they have groups of their own.
+        """
+        return group_memory() if isinstance(self._parts.scopes, NoScopes) else None
 
     def share(self) -> HostShare | None:
         """Return how a Type 1 hypervisor divides the host; None under any other."""

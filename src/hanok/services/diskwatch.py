@@ -1,4 +1,4 @@
-"""File systems that fill: told at 80 and 90 %; VMs that met a full one go on once there is room.
+"""File systems and memory that fill: told at 80 and 90 %; VMs that met a full disk go on later.
 
 QEMU pauses a VM whose disk cannot be written for want of room (``werror=enospc``): nothing is lost,
 and the guest notices nothing but the time. It goes on where it was, by itself or by ``resume``.
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 from hanok.config import Settings
 from hanok.errors import HanokError
-from hanok.filesystems import CRITICAL_PERCENT, WARN_PERCENT, file_system_of
+from hanok.filesystems import CRITICAL_PERCENT, WARN_PERCENT, file_system_of, level_of
 from hanok.hypervisors.base import RunState
 from hanok.model.views import FileSystemView
 from hanok.model.vm import VmState
+from hanok.services.capacity import CapacityService, memory_percent
 from hanok.services.diskroom import ROOM_TO_GO_ON, find_file_systems
 from hanok.services.events import make_event
 from hanok.services.machines import files_of
@@ -26,6 +27,8 @@ from hanok.units import format_size
 _LOOK = 2.0
 # A level counts as left only when it is left by so much, or an event would come with each write.
 _MARGIN_PERCENT = 2
+_MEMORY_MARGIN = 5  # what programs use goes up and down more than what is on disks
+_MEMORY = "memory"
 _RANKS = {"ok": 0, "warning": WARN_PERCENT, "critical": CRITICAL_PERCENT}
 _BRINGS_UP = (VmState.CREATING, VmState.STARTING, VmState.RUNNING)
 
@@ -33,16 +36,18 @@ _log = logging.getLogger(__name__)
 
 
 class DiskWatch:
-    """Looks at the file systems every two seconds, from ``start`` until ``close``."""
+    """Looks at file systems and memory every two seconds, from ``start`` until ``close``."""
 
     def __init__(
         self,
         parts: Parts,
         vms: VmService,
+        capacity: CapacityService,
         look: Callable[[Settings], Sequence[FileSystemView]] = find_file_systems,
     ) -> None:
         self._parts = parts
         self._vms = vms
+        self._capacity = capacity
         self._find = look
         self._levels: dict[str, str] = {}
         self._starved: set[str] = set()
@@ -69,20 +74,23 @@ class DiskWatch:
     async def look(self) -> None:
         """Tell which levels have changed, and let VMs go on that have room again."""
         for one in await asyncio.to_thread(self._find, self._parts.settings):
-            await self._tell(one)
+            message = f"{one['percent']} % full: {format_size(one['free'])} are left"
+            await self._tell("disk", one["mount"], one["percent"], message, _MARGIN_PERCENT)
+        if self._capacity.share() is None:  # else Dom0's own memory, which holds no VM's
+            host = await asyncio.to_thread(self._capacity.resources)
+            message = f"{memory_percent(host)} % used: {format_size(host.available)} are left"
+            await self._tell(_MEMORY, _MEMORY, memory_percent(host), message, _MEMORY_MARGIN)
         for uuid in list(self._starved):
             await self._feed(uuid)
 
-    async def _tell(self, seen: FileSystemView) -> None:
-        before = self._levels.get(seen["mount"], "ok")
-        level = seen["level"]
-        eased = seen["percent"] + _MARGIN_PERCENT
+    async def _tell(self, kind: str, name: str, percent: int, message: str, margin: int) -> None:
+        before = self._levels.get(name, "ok")
+        level = level_of(percent)
+        eased = percent + margin
         if level == before or (_RANKS[level] < _RANKS[before] and eased >= _RANKS[before]):
             return
-        self._levels[seen["mount"]] = level
-        message = f"{seen['percent']} % full: {format_size(seen['free'])} are left"
-        event = make_event("host", seen["mount"], f"disk-{level}", message)
-        await self._parts.events.commit(event=event)
+        self._levels[name] = level
+        await self._parts.events.commit(event=make_event("host", name, f"{kind}-{level}", message))
 
     async def _feed(self, uuid: str) -> None:
         """Let a VM go on if there is room where its disk is, and forget it once it runs.

@@ -24,6 +24,7 @@ from hanok.services.operations import Operations
 from hanok.services.parts import Parts, changed, is_up
 from hanok.services.templates import TemplateService
 from hanok.services.vms import VmService
+from hanok.shortage import tells_of_shortage
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 16
@@ -164,6 +165,8 @@ class Recovery:
         why = await hypervisor.explain(record.uuid) if isinstance(hypervisor, CanExplain) else ""
         if state is RunState.CRASHED:
             return crashed(self._lifecycle.crash_reason(record, state, why))
+        if tells_of_shortage(why):
+            return crashed(why)
         return End(True, why) if why else ended("")
 
     async def _take_over(self, record: VmRecord) -> None:

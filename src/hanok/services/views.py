@@ -31,12 +31,13 @@ from hanok.model.views import (
     VmView,
 )
 from hanok.model.vm import Display, VmRecord, Wanted
-from hanok.services.capacity import CapacityService, boot_overhead
+from hanok.services.capacity import CapacityService, boot_overhead, memory_percent
 from hanok.services.diskroom import find_file_systems
 from hanok.services.entrance import Entrance
 from hanok.services.machines import choose_firmware, has_screen
 from hanok.services.parts import Parts, is_up
 from hanok.services.pendings import pending_views
+from hanok.shortage import GroupMemory
 from hanok.units import format_size
 
 
@@ -210,10 +211,10 @@ class Views:
             vms=sum(not record.internal for record in records),
             running=sum(is_up(record) for record in records),
             rooms=[self._room(room) for room in sums.rooms],
-            notes=_notes(file_systems, resources if is_whole else None),
+            notes=_notes(file_systems, resources if is_whole else None, self._capacity.group()),
             filesystems=file_systems,
-            memory_percent=_memory_percent(resources) if is_whole else None,
-            memory_level=level_of(_memory_percent(resources)) if is_whole else None,
+            memory_percent=memory_percent(resources) if is_whole else None,
+            memory_level=level_of(memory_percent(resources)) if is_whole else None,
             memory_policy=str(policy.memory_policy),
             memory_factor=policy.memory_factor,
             shared_reserve=policy.shared_reserve,
@@ -249,11 +250,11 @@ class Views:
         )
 
 
-def _memory_percent(host: HostResources) -> int:
-    return 100 - 100 * host.available // host.memory if host.memory else 0
-
-
-def _notes(file_systems: Sequence[FileSystemView], host: HostResources | None) -> list[str]:
+def _notes(
+    file_systems: Sequence[FileSystemView],
+    host: HostResources | None,
+    group: GroupMemory | None = None,
+) -> list[str]:
     """Return what people should know: what is nearly full. ``host``: whose memory counts."""
     notes = [
         f"the file system {one['mount']} ({', '.join(one['holds'])}) is {one['percent']} % full:"
@@ -261,9 +262,14 @@ def _notes(file_systems: Sequence[FileSystemView], host: HostResources | None) -
         for one in file_systems
         if one["percent"] >= WARN_PERCENT
     ]
-    if host is not None and _memory_percent(host) >= WARN_PERCENT:
+    if group is not None:
         notes.append(
-            f"{_memory_percent(host)} % of the host's memory is used:"
+            f"the control group that VMs run in may take {format_size(group.limit)} of the host's"
+            " memory: that is all that is counted"
+        )
+    if host is not None and memory_percent(host) >= WARN_PERCENT:
+        notes.append(
+            f"{memory_percent(host)} % of the host's memory is used:"
             f" {format_size(host.available)} are left for programs"
         )
     return notes

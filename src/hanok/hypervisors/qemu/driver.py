@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ClassVar
 
+from hanok import shortage
 from hanok.durable import give_file
 from hanok.errors import HypervisorError, Unsupported
 from hanok.hypervisors.base import Disk, Machine, MachineEvent, Nic, RunState, Statistics
@@ -47,7 +48,7 @@ from hanok.hypervisors.qemu.probe import (
     GuestProvider,
     account_with_kvm,
 )
-from hanok.hypervisors.qemu.process import QemuProcess
+from hanok.hypervisors.qemu.process import COMMAND, QemuProcess
 from hanok.hypervisors.qemu.spawn import OWNER_KIND, start_process
 from hanok.hypervisors.qemu.tpm import end_tpm, let_tpm_end, start_tpm
 from hanok.hypervisors.qemu.usernet import reach
@@ -153,8 +154,8 @@ class QemuHypervisor:
         self._final = False
         self._processes: dict[str, QemuProcess] = {}
         self._with_tpm: set[str] = set()
-        self._cut_off: set[str] = set()
-        self._reapers: set[asyncio.Task[None]] = set()
+        self._cut_off: dict[str, str] = {}
+        self._reapers: set[asyncio.Task[int | None]] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._events = EventQueue()
 
@@ -298,8 +299,9 @@ class QemuHypervisor:
             process = await self._find(machine)
         if process is None:
             # QEMU removes its pid file as it ends; one that was killed could not.
-            if read_pid_file(machine.folder) is not None:
-                self._cut_off.add(machine.uuid)
+            if (pid := read_pid_file(machine.folder)) is not None:
+                why = await asyncio.to_thread(shortage.why_killed, pid, None, COMMAND)
+                self._cut_off[machine.uuid] = f"{_CUT_OFF}: {why}" if why else _CUT_OFF
             remove_files(machine.folder)
             return RunState.ABSENT
         return await process.state()
@@ -352,7 +354,7 @@ class QemuHypervisor:
 
     def _keep(self, process: QemuProcess) -> None:
         self._processes[process.uuid] = process
-        self._cut_off.discard(process.uuid)
+        self._cut_off.pop(process.uuid, None)
         process.tell(self._events.put, self._drop)
 
     def _drop(self, process: QemuProcess) -> None:
@@ -397,7 +399,7 @@ class QemuHypervisor:
         process = self._processes.get(uuid)
         if process is not None:
             return await process.explain()
-        return _CUT_OFF if uuid in self._cut_off else ""
+        return self._cut_off.get(uuid, "")
 
     async def wait_stopped(self, uuid: str, timeout: float) -> bool:
         """See Hypervisor.wait_stopped."""

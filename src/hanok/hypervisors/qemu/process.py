@@ -19,6 +19,7 @@ from tenacity import (
     wait_fixed,
 )
 
+from hanok import shortage
 from hanok.errors import AgentUnavailable, HypervisorError, TimedOut
 from hanok.hypervisors.base import (
     WATCHDOG_EXPIRED,
@@ -79,6 +80,17 @@ _REASONS = {
 }
 
 
+# What the kernel calls the process: the first letters of its program's name.
+COMMAND = "qemu"
+
+
+def ended_by(status: int | None) -> str:
+    """Return by what signal a process has ended; empty when by none, or that is not known."""
+    if status is None or status >= 0:
+        return ""
+    return f"signal {-status} ({signal.Signals(-status).name}) ended it"
+
+
 class QemuProcess:
     """A live QEMU process. Made by ``start_process``, or of a pid that was found again.
 
@@ -113,6 +125,7 @@ class QemuProcess:
         self._shutdown: str | None = None
         self._io_error = ""
         self._explaining: asyncio.Task[None] | None = None
+        self._mark = shortage.mark()
         self._watcher = asyncio.create_task(self._watch(), name=f"watch-{machine.name}")
 
     def tell(self, notify: Notify, gone: Gone) -> None:
@@ -439,7 +452,7 @@ class QemuProcess:
             self._pidfd = -1
 
     async def _watch(self) -> None:
-        await wait_for_exit(self.pid)
+        status = await wait_for_exit(self.pid)
         await self._qmp.drain()
         await self._qmp.close()
         self._drop_kept()
@@ -449,15 +462,28 @@ class QemuProcess:
         self._close_pidfd()
         if self._gone is not None:
             self._gone(self)
-        self._obituary()
+        self._obituary(await self._cause(status))
 
-    def _obituary(self) -> None:
+    async def _cause(self, status: int | None) -> str:
+        """Return why the process has ended by itself, by its exit status and what the kernel says.
+
+        The status of one that an earlier daemon has started is not known.
+        """
+        if self._killed or self._shutdown is not None:
+            return ""
+        if status not in (None, -signal.SIGKILL):
+            return ended_by(status)
+        why = await asyncio.to_thread(shortage.why_killed, self.pid, self._mark, COMMAND)
+        return why or ended_by(status)
+
+    def _obituary(self, cause: str) -> None:
         if self._killed:
             self._emit("stopped", "killed")
         elif self._shutdown is not None:
             self._emit("stopped", self._shutdown)
         else:
-            self._emit("crashed", f"QEMU ended by itself: {self._last_words()}")
+            words = f"{cause}; {self._last_words()}" if cause else self._last_words()
+            self._emit("crashed", f"QEMU ended by itself: {words}")
 
     def _last_words(self) -> str:
         return last_words(self._folder / LOG_FILE)
