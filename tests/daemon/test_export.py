@@ -139,6 +139,18 @@ def test_what_it_stands_on_is_in_it_too(daemon: Daemon, tmp_path: Path) -> None:
     same(disk_of(daemon, name), file, "qcow2")
 
 
+def test_the_disk_of_an_image_is_saved_too(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "micro.raw"
+    done = cli(daemon, "image", "export", "micro", str(file), "--format", "raw")
+    assert done.returncode == 0, done.stderr
+    image = daemon.client.image("micro")
+    same(daemon.images / image["id"] / image["disk"], file, "raw")
+    assert cli(daemon, "image", "export", "nothing", str(tmp_path / "f")).returncode == 1
+    done = cli(daemon, "image", "export", "micro", str(file))
+    assert "--force replaces it" in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_one_that_runs_is_to_be_stopped_first(daemon: Daemon, tmp_path: Path) -> None:
     daemon.run("web")
     done = cli(daemon, "export", "web", str(tmp_path / "f"), "--json")

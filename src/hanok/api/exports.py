@@ -15,11 +15,13 @@ from hanok.model.image import ExportRequest
 from hanok.model.operation import Operation
 from hanok.units import MIB
 
-router = APIRouter(tags=["VMs"])
+router = APIRouter()
 _FILE = "application/octet-stream"
 
 
-@router.post("/vms/{vm}/export", status_code=202, openapi_extra=describes(ExportRequest))
+@router.post(
+    "/vms/{vm}/export", status_code=202, tags=["VMs"], openapi_extra=describes(ExportRequest)
+)
 @operator
 async def export_vm(
     services: CurrentServices,
@@ -30,7 +32,28 @@ async def export_vm(
     return await services.exports.export(vm, wanted)
 
 
-@router.get("/exports/{export}", response_class=Response, responses={200: {"content": {_FILE: {}}}})
+@router.post(
+    "/images/{image}/export",
+    status_code=202,
+    tags=["Images"],
+    openapi_extra=describes(ExportRequest),
+)
+@operator
+async def export_image(
+    services: CurrentServices,
+    image: str,
+    wanted: Annotated[ExportRequest, Depends(body_of(ExportRequest))],
+) -> Operation:
+    """Write the disk of an image to one file; the result names what to fetch."""
+    return await services.exports.export_image(image, wanted)
+
+
+@router.get(
+    "/exports/{export}",
+    tags=["VMs"],
+    response_class=Response,
+    responses={200: {"content": {_FILE: {}}}},
+)
 @operator
 async def fetch_export(services: CurrentServices, export: str) -> StreamingResponse:
     """Return a disk that was exported; it is kept for an hour, or until it is deleted."""
@@ -45,7 +68,7 @@ async def fetch_export(services: CurrentServices, export: str) -> StreamingRespo
     return StreamingResponse(content(), media_type=_FILE, headers=headers)
 
 
-@router.delete("/exports/{export}", status_code=204)
+@router.delete("/exports/{export}", status_code=204, tags=["VMs"])
 @operator
 async def forget_export(services: CurrentServices, export: str) -> Response:
     """Remove a disk that was exported, once it is fetched; nothing happens when it is gone."""

@@ -1,4 +1,4 @@
-"""``hanok export``: the disk of a stopped VM as one file that other programs take."""
+"""``hanok export``: the disk of a stopped VM, or of an image, as one file for other programs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,48 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from hanok.cli.base import Example, Session, common_options, complete_vm, pass_session
+from hanok.cli.base import (
+    Example,
+    Session,
+    common_options,
+    complete_image,
+    complete_vm,
+    pass_session,
+)
 from hanok.cli.progress import Sending, follow, sending
+from hanok.client.wire import OperationWire
 from hanok.errors import Conflict, HanokError, HostError, InvalidInput
 from hanok.units import format_size
 
 _FORMATS = ("qcow2", "raw", "vmdk")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(function: F) -> F:
+    """Add what both commands take."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace FILE if it is there."),
+        click.option(
+            "--format",
+            "kind",
+            type=click.Choice(_FORMATS),
+            default="qcow2",
+            show_default=True,
+            help="What FILE is to be.",
+        ),
+        click.argument("file", type=click.Path(path_type=Path)),
+    ):
+        function = option(function)
+    return function
 
 
 @click.command(
@@ -30,16 +60,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
     ),
 )
 @click.argument("name", shell_complete=complete_vm)
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(_FORMATS),
-    default="qcow2",
-    show_default=True,
-    help="What FILE is to be.",
-)
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@_options
 @common_options
 @pass_session
 def export(session: Session, name: str, file: Path, kind: str, force: bool) -> None:
@@ -50,7 +71,28 @@ def export(session: Session, name: str, file: Path, kind: str, force: bool) -> N
     FILE is whole or not there, and only you may read it. Ctrl-C ends all of it.
     """
     _check_target(file, force)
-    operation = session.client.export(name, kind)
+    _fetch(session, session.client.export(name, kind), name, file, kind, force)
+
+
+@click.command(
+    "export",
+    cls=Example,
+    examples=("hanok image export own:web web.qcow2",),
+)
+@click.argument("image", shell_complete=complete_image)
+@_options
+@common_options
+@pass_session
+def export_image(session: Session, image: str, file: Path, kind: str, force: bool) -> None:
+    """Save the disk of IMAGE as FILE, whole in one file; see "hanok export"."""
+    _check_target(file, force)
+    _fetch(session, session.client.export_image(image, kind), image, file, kind, force)
+
+
+def _fetch(
+    session: Session, operation: OperationWire, name: str, file: Path, kind: str, force: bool
+) -> None:
+    """Wait until the daemon has written a disk, and save it."""
     ident = operation["id"]
     try:
         result = follow(session, operation, cancel=True)["result"] or {}

@@ -36,6 +36,7 @@ _SHORT_ID = 12
             "paravirtualize": Lazy(
                 "paravirtualize", "paravirtualize", "Make an image that suits mode para of another."
             ),
+            "export": Lazy("exports", "export_image", "Save an image's disk as one file."),
             "delete": Lazy("images", "delete", "Delete images that no VM uses."),
         }
     },

@@ -148,6 +148,10 @@ class Client:
         """Write the system disk of a stopped VM to one file. Raises NotFound, Conflict."""
         return self._operation("POST", f"vms/{_segment(name)}/export", {"format": format})
 
+    def export_image(self, ref: str, format: str) -> OperationWire:
+        """Write the disk of an image to one file. Raises NotFound, Unsupported."""
+        return self._operation("POST", f"images/{_segment(ref)}/export", {"format": format})
+
     def fetch_export(self, ident: str) -> Iterator[bytes]:
         """Yield what was exported in pieces as they come. Raises NotFound."""
         with self._transport.request(

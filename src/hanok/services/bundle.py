@@ -102,7 +102,7 @@ def make_services(parts: Parts, clock: Clock | None = None) -> Services:
     entrance = Entrance(parts.settings.certificates)
     views = Views(parts, capacity, entrance)
     images = ImageService(parts, operations)
-    exports = ExportService(parts, operations)
+    exports = ExportService(parts, operations, images)
     supervisor = Supervisor(parts, guests, vms, operations, clock)
     lifecycle.on_change = supervisor.look
     return Services(

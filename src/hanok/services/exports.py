@@ -1,4 +1,4 @@
-"""Disks of stopped VMs as files that users take elsewhere: written whole, fetched, then forgotten.
+"""Disks of stopped VMs, and of images, as files to take elsewhere: written, fetched, forgotten.
 
     exports/ID          what operation ID has written; gone when it was fetched, or after an hour
     exports/.work-ID/   the jail in which it is being written; gone with the daemon that wrote it
@@ -14,8 +14,10 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,12 +27,14 @@ from hanok.filesystems import LOST_AND_FOUND
 from hanok.images.export import Source, measure, write_disk
 from hanok.images.foreign.formats import check_size
 from hanok.images.jail import Jail
-from hanok.model.image import DiskFormat, ExportFormat, ExportRequest
+from hanok.images.sandbox import DEFAULT_ACCOUNT
+from hanok.model.image import DiskFormat, ExportFormat, ExportRequest, Image
 from hanok.model.operation import Operation
 from hanok.model.vm import VmRecord, VmState
 from hanok.services.busy import EXPORT, check_idle
 from hanok.services.diskroom import check_room_for
 from hanok.services.events import make_event
+from hanok.services.images import ImageService
 from hanok.services.machines import account_of
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, is_up
@@ -39,6 +43,7 @@ from hanok.storage.volumes import chain_node, virtual_size
 _IDENT = re.compile(r"[0-9a-f]{12}", re.A)
 _WORK = ".work-"
 _KEPT_SECONDS = 3600.0
+_EXPORT_IMAGE = "export-image"
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,15 @@ class Fetched:
 
 
 class ExportService:
-    """What users ask of the disks of VMs, to have them as files."""
+    """What users ask of disks, to have them as files."""
 
-    def __init__(self, parts: Parts, operations: Operations) -> None:
+    def __init__(self, parts: Parts, operations: Operations, images: ImageService) -> None:
         self._parts = parts
+        self._images = images
         self._operations = operations
         self._folder = parts.settings.exports
         operations.register(EXPORT, self._export, cancellable=True)
+        operations.register(_EXPORT_IMAGE, self._export_image, cancellable=True)
 
     async def export(self, name: str, wanted: ExportRequest) -> Operation:
         """Write the system disk of a stopped VM to one file. Raises NotFound, Conflict."""
@@ -68,6 +75,16 @@ class ExportService:
             operation = await self._operations.begin(EXPORT, record.spec.name, arguments=arguments)
         self._parts.failpoints.hit("export.accepted")
         return operation
+
+    async def export_image(self, ref_or_id: str, wanted: ExportRequest) -> Operation:
+        """Write the disk of an image to one file. Raises NotFound, Unsupported without a disk."""
+        image = await self._images.find(ref_or_id)
+        if image.kernels and image.kernels[0].bare:
+            raise Unsupported(
+                f"the image {image.ref} is a kernel alone", field="image", expected="a disk"
+            )
+        arguments = {"image": image.id, "format": str(wanted.format)}
+        return await self._operations.begin(_EXPORT_IMAGE, image.ref, arguments=arguments)
 
     def open(self, ident: str) -> Fetched:
         """Return what operation ``ident`` has written. Raises NotFound."""
@@ -122,29 +139,55 @@ class ExportService:
             async with self._parts.locks.by_vm[uuid]:
                 record = await self._parts.vm(uuid)
                 _check_stopped(record)
-                await self._write(record, format, path, work)
+                await self._write(partial(self._look, record), format, path, work)
                 told = make_event("vm", record.spec.name, "exported", str(format))
                 await self._parts.events.commit(event=told)
         self._parts.failpoints.hit("export.made")
+        return self._made(path, format)
+
+    async def _export_image(self, work: Work) -> dict[str, Any]:
+        arguments, path = work.operation.arguments, self._path(work.operation.id)
+        format = ExportFormat(arguments["format"])
+        if not path.exists():
+            image = await self._images.find(arguments["image"])
+            await self._write(partial(self._look_at_image, image), format, path, work)
+            told = make_event("image", image.ref, "exported", str(format))
+            await self._parts.events.commit(event=told)
+        return self._made(path, format)
+
+    def _made(self, path: Path, format: ExportFormat) -> dict[str, Any]:
         self._expire()
         return {"id": path.name, "format": str(format), "size": path.stat().st_size}
 
-    async def _write(self, record: VmRecord, format: ExportFormat, path: Path, work: Work) -> None:
+    async def _write(
+        self,
+        look: Callable[[Path], tuple[Source, Jail]],
+        format: ExportFormat,
+        path: Path,
+        work: Work,
+    ) -> None:
+        """Write the disk that ``look`` finds to ``path``, in a jail that goes again."""
         work.report("looking at the disk", None)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         folder = self._folder / f"{_WORK}{path.name}"
         async with AsyncExitStack() as undo:
-            source, jail = await asyncio.to_thread(self._look, record, folder)
+            source, jail = await asyncio.to_thread(look, folder)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             jail.make()
             self._parts.failpoints.hit("export.jail")
             runner = self._parts.runner
             needed = await measure(source, jail, runner)
-            check_room_for(self._folder, f"the disk of {record.spec.name}", needed)
+            check_room_for(self._folder, f"the disk of {work.operation.target}", needed)
             made = await write_disk(source, jail, format, needed, runner, work.report)
             self._parts.failpoints.hit("export.written")
             made.rename(path)
             sync_path(self._folder)
+
+    def _look_at_image(self, image: Image, folder: Path) -> tuple[Source, Jail]:
+        """Return how an image's disk is read, which is ours, and the jail for that."""
+        path = self._parts.images.path(image) / image.disk
+        jail = Jail((path,), folder, DEFAULT_ACCOUNT if os.geteuid() == 0 else None)
+        return Source(chain_node([(jail.given(), image.disk_format)]), image.disk_size), jail
 
     def _look(self, record: VmRecord, folder: Path) -> tuple[Source, Jail]:
         """Return how the VM's system disk is read, and the jail for that.
