@@ -122,10 +122,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class NestedHost:
-    """A nested host that runs, and the daemon outside that runs it."""
+    """A nested host that runs, and the daemon outside that runs it. ``environment``: see Kind."""
 
     daemon: Daemon
-    kind: Kind
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def sh(self, script: str, limit: float = 300) -> str:
         """Run a shell script in it and return what it printed."""
@@ -184,7 +184,7 @@ class NestedHost:
             time.sleep(_LOOK_EVERY)
 
     def _assignments(self) -> list[str]:
-        told = {**_ENVIRONMENT, **self.kind.environment}
+        told = {**_ENVIRONMENT, **self.environment}
         return [f"{name}={value}" for name, value in told.items()]
 
 
@@ -196,7 +196,7 @@ def nested_host(kind: Kind, images: Path, payload: Path) -> Iterator[NestedHost]
         daemon.done(daemon.client.run(kind.spec))
         say("it is up; copying")
         copy_payload(daemon, payload)
-        host = NestedHost(daemon, kind)
+        host = NestedHost(daemon, kind.environment)
         say(host.sh(kind.prepare, 600).strip())
         wait_until(host.answers, 60, "the daemon in the nested host answers")
         yield host
