@@ -27,7 +27,7 @@ from hanok.errors import NotAdmitted
 
 HOT, COLD = 0.004, 0.0001
 SLICE = 50_000
-PART = 700
+PART = 1_500
 """Servers that are improved at a time."""
 WINDOW = 200
 FEW = 64
@@ -124,6 +124,10 @@ class _Search:
         self.random = np.array([0x9E3779B97F4A7C15 ^ (seed + 1)], np.uint64)
         self.bins = np.full(len(tables.members), -1, np.int64)
         self.places = make_places(request, usable, tables.members)
+        over_time, sizes = np.split(tables.items, [tables.times], axis=1)
+        self.weights = over_time.sum(axis=1, dtype=np.int64) + max(1, tables.times // 4) * (
+            sizes.sum(axis=1, dtype=np.int64)
+        )
 
     def start(self, *, is_last: bool) -> bool:
         """Place all: those under rules of place one by one, the others host by host.
@@ -238,7 +242,7 @@ class _Search:
             self._keep()
             if self.meter.spent == before:
                 break  # no part has a host that could be given up
-            if not saved:
+            if saved < parts:  # most fail: the same length again would be wasted on them
                 share *= 2
 
     def _improve_part(self, hosts: Ints, steps: int) -> int:
@@ -294,6 +298,7 @@ class _Search:
         Those that were ``moved`` just now are moved on first, where rules do not let them stay.
         """
         tables = self.tables
+        items = items[np.argsort(self.weights[items], kind="stable")]
         numbers = np.full(len(self.usable), -1, np.int64)
         numbers[hosts] = np.arange(hosts.size)
         bins = numbers[self.bins[items]]

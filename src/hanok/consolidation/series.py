@@ -19,26 +19,27 @@ Units = NDArray[np.int32]
 
 WHOLE = 2**6 * 3**2 * 5 * 7 * 11 * 13
 """Units of the largest capacity: usual fractions of it are whole, and sums fit into 32 bits."""
+BLOCK, MOST_OVER = 96, 2**24
+NO_LIMIT = 2**62
+NEAR_SHARE, NEAR, LEAST_NEAR = 0.9, 0.02, 30
+"""How often items of about the same size are exchanged, and what part of all is that near
+(at least so many)."""
 
 
 @compiled
-def overload(
-    load: Units, capacity: Units, times: int, intervals: int, exceptions: int, weight: int
-) -> int:
-    """Return by how much a bin is over its capacity; ``weight`` is that of what is reserved."""
-    total = 0
-    for start in range(0, times, intervals):
-        count = 0
-        part = 0
-        for j in range(start, start + intervals):
-            over = load[j] - capacity[j]
-            part += max(over, 0)
-            count += over > 0
-        if count > exceptions:
-            total += part
-    for j in range(times, load.size):
-        total += weight * max(load[j] - capacity[j], 0)
-    return total
+def over_block(load: Units, capacity: Units, away: Units, back: Units) -> tuple[int, int]:
+    """Return in how many of some intervals a bin is over its capacity, and by how much in all.
+
+    In 32 bits throughout, which the processor does eight at a time; an interval counts with at
+    most MOST_OVER, so that the sums of a block stay within them.
+    """
+    count = np.int32(0)
+    total = np.int32(0)
+    for j in range(load.size):
+        over = max(np.int32(load[j] - away[j] + back[j] - capacity[j]), np.int32(0))
+        total = np.int32(total + min(over, np.int32(MOST_OVER)))
+        count = np.int32(count + min(over, np.int32(1)))
+    return int(count), int(total)
 
 
 @compiled
@@ -51,21 +52,39 @@ def exchanged(
     intervals: int,
     exceptions: int,
     weight: int,
+    limit: int,
 ) -> int:
-    """Return the overload of a bin once ``away`` has left it and ``back`` has come."""
+    """Return the overload of a bin once ``away`` has left it and ``back`` has come.
+
+    Above ``limit`` it is some number above it: most exchanges are seen to be bad early.
+    """
     total = 0
+    for j in range(times, load.size):
+        total += weight * max(load[j] - away[j] + back[j] - capacity[j], 0)
     for start in range(0, times, intervals):
         count = 0
         part = 0
-        for j in range(start, start + intervals):
-            over = load[j] - away[j] + back[j] - capacity[j]
-            part += max(over, 0)
-            count += over > 0
+        for at in range(start, start + intervals, BLOCK):
+            end = min(at + BLOCK, start + intervals)
+            many, much = over_block(load[at:end], capacity[at:end], away[at:end], back[at:end])
+            count += many
+            part += much
+            if count > exceptions and total + part > limit:
+                return total + part
         if count > exceptions:
             total += part
-    for j in range(times, load.size):
-        total += weight * max(load[j] - away[j] + back[j] - capacity[j], 0)
     return total
+
+
+@compiled
+def overload(
+    load: Units, capacity: Units, times: int, intervals: int, exceptions: int, weight: int
+) -> int:
+    """Return by how much a bin is over its capacity; ``weight`` is that of what is reserved."""
+    nothing = np.zeros(load.size, np.int32)
+    return exchanged(
+        load, capacity, nothing, nothing, times, intervals, exceptions, weight, NO_LIMIT
+    )
 
 
 @compiled
@@ -125,29 +144,28 @@ def fill(
     left = rest.size
     nothing = np.zeros(items.shape[1], np.int32)
     nobody = np.full(groups.shape[1], -1, np.int64)
-    slack = np.empty(items.shape[1], np.float32)
+    slack = np.empty(items.shape[1], np.int64)
     placed = 0
     for b in open_bins:
         missed = 0
         while left > 0 and missed < 2:
             for j in range(slack.size):
-                slack[j] = max(capacity[b, j] - loads[b, j], 0) * (
-                    1.0 if j < times else 0.25 * times
-                )
+                room = max(np.int64(capacity[b, j]) - loads[b, j], 0)
+                slack[j] = room if j < times else min(room, WHOLE) * max(1, times // 4)
             stride = max(1, left // window)
             at = int(draw(random) * stride)
             best = -1
-            most = np.float32(-1.0)
+            most = -1
             while at < left:
                 i = rest[at]
                 good = not meets(present[b], groups[i], nobody) and (
                     exchanged(
-                        loads[b], capacity[b], nothing, items[i], times, intervals, exceptions, 1
+                        loads[b], capacity[b], nothing, items[i], times, intervals, exceptions, 1, 0
                     )
                     == 0
                 )
                 if good:
-                    score = np.float32(0.0)
+                    score = 0
                     for j in range(slack.size):
                         score += slack[j] * items[i, j]
                     if score > most:
@@ -166,6 +184,14 @@ def fill(
             for at in range(best, left):  # keeps the order: the hard ones stay in front
                 rest[at] = rest[at + 1]
     return placed
+
+
+@compiled
+def partner(i: int, n: int, near: float, random: Words) -> int:
+    """Return who to exchange with: mostly one of about the same size, which keeps bins as full."""
+    if near < n and draw(random) < NEAR_SHARE:
+        return min(max(i + int((draw(random) - 0.5) * near), 0), n - 1)
+    return int(draw(random) * n)
 
 
 @compiled
@@ -196,7 +222,7 @@ def anneal_series(
     places: Places,
     in_rack: Ints,
 ) -> tuple[float, int]:
-    """Exchange items among bins until none is over its capacity; see ``anneal``.
+    """Exchange items, in the order of their sizes, until no bin is over its capacity.
 
     A row of ``groups`` names the sets, of ``sets``, of which the item must be the only one in its
     bin, -1 for none. ``places`` are the bins that items may be in; ``in_rack`` counts who stands in
@@ -205,6 +231,7 @@ def anneal_series(
     """
     n, d = items.shape
     count = capacity.shape[0]
+    near = max(NEAR * n, float(LEAST_NEAR))
     ruled = places.allowed.shape[0] > 0 or places.most.size > 0
     weight = max(1, times // 4)
     unit = 1.0 / (float(WHOLE) * max(1.0, times * 0.05))
@@ -226,7 +253,7 @@ def anneal_series(
             continue
         k = -1
         if draw(random) < 0.75:
-            k = int(draw(random) * n)
+            k = partner(i, n, near, random)
             b = bins[k]
         else:
             b = int(draw(random) * count)
@@ -236,17 +263,25 @@ def anneal_series(
         is_apart = sets == 0 or not joins(present, groups, i, k, a, b)
         if not is_apart or (ruled and not may_exchange(places, in_rack, i, k, a, b)):
             continue
+        before = over[a] + over[b]
+        limit = before + int(-np.log(1.0 - draw(random)) * temperature / unit)
         after_a = exchanged(
-            loads[a], capacity[a], items[i], back, times, intervals, exceptions, weight
+            loads[a], capacity[a], items[i], back, times, intervals, exceptions, weight, limit
         )
-        delta = after_a - over[a] - over[b]
-        if delta > 0 and delta * unit > 12.0 * temperature:
+        if after_a > limit:
             continue
         after_b = exchanged(
-            loads[b], capacity[b], back, items[i], times, intervals, exceptions, weight
+            loads[b],
+            capacity[b],
+            back,
+            items[i],
+            times,
+            intervals,
+            exceptions,
+            weight,
+            limit - after_a,
         )
-        delta += after_b
-        if delta > 0 and draw(random) >= np.exp(-delta * unit / temperature):
+        if after_a + after_b > limit:
             continue
         for j in range(d):
             move = items[i, j] - back[j]
@@ -263,5 +298,5 @@ def anneal_series(
             count_sets(present[a], groups[k], 1)
         over[a] = after_a
         over[b] = after_b
-        total += delta
+        total += after_a + after_b - before
     return total * unit, step
