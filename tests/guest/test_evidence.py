@@ -7,7 +7,15 @@ import subprocess
 import pytest
 
 from hanok.errors import GuestError
-from hanok.guest.evidence import SCRIPT, Facts, collect_evidence, confront, judge, parse_facts
+from hanok.guest.evidence import (
+    BOOT_LOG,
+    SCRIPT,
+    Facts,
+    collect_evidence,
+    confront,
+    judge,
+    parse_facts,
+)
 from hanok.model.vm import Evidence, Mode
 from tests.guest.fake_agent import FakeAgent, Request, answering, connected
 from tests.guest.test_agent import encoded
@@ -173,3 +181,19 @@ def test_the_script_runs_in_this_hosts_shell_too() -> None:
     assert (
         facts.kernel == subprocess.run(["uname", "-r"], capture_output=True).stdout.decode().strip()
     )
+
+
+# Recorded: Linux 6.1 as a PV and as a PVH guest of Xen 4.17, and where nothing is below it.
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[    2.117161] Booting kernel on Xen", "Xen"),
+        ("[    3.591279] Booting kernel on Xen PVH", "Xen PVH"),
+        ("[    0.1] Booting paravirtualized kernel on bare hardware", "bare hardware"),
+    ],
+)
+def test_the_kernels_log_tells_what_it_booted_on(line: str, told: str) -> None:
+    log = f"[    0.000000] Linux version 6.1.0\n{line}\n[    4.0] kernel on its way\n"
+    argv = ["sed", "-n", BOOT_LOG]
+    done = subprocess.run(argv, input=log, capture_output=True, text=True, check=True)
+    assert done.stdout == f"boot_log {told}\n"
