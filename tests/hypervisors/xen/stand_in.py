@@ -50,7 +50,11 @@ class Fake:
 
 @dataclass
 class FakeXen:
-    """A runner. ``refuse`` makes commands fail that begin with it."""
+    """A runner. ``refuse`` makes commands fail that begin with it.
+
+    ``creates``: nothing is created before it is set. ``restless``: how many guests restart
+    themselves as soon as they are let go.
+    """
 
     domains: dict[int, Fake] = field(default_factory=dict)
     store: dict[str, str] = field(default_factory=dict)
@@ -58,6 +62,8 @@ class FakeXen:
     refuse: tuple[str, ...] | None = None
     dmesg: str = ""
     numbers: int = 0
+    restless: int = 0
+    creates: asyncio.Event | None = None
     watcher: Callable[[str], None] | None = None
 
     async def run(
@@ -85,7 +91,10 @@ class FakeXen:
         if command[:2] == ("xl", "create"):
             *fds, text = pass_fds
             assert command[-1] == f"/proc/self/fd/{text}"
-            self.create(Path(command[-1]).read_text(), tuple(fds), env or {})
+            config = Path(command[-1]).read_text()
+            if self.creates is not None:
+                await self.creates.wait()
+            self.create(config, tuple(fds), env or {})
             return Completed(command, 0, b"", b"")
         return await self.answer(command)
 
@@ -116,6 +125,9 @@ class FakeXen:
             case ("xl", "unpause", domid):
                 domain = self.domains[int(domid)]
                 domain.paused, domain.seconds = False, domain.seconds + 1
+                if self.restless:
+                    self.restless -= 1
+                    await self.shut_down(int(domid), 1)
             case ("xl", "shutdown", domid) | ("xl", "trigger", domid, "power"):
                 await self.shut_down(int(domid), 0)
             case ("xl", "dmesg"):

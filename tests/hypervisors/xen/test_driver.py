@@ -169,6 +169,33 @@ async def test_a_restart_makes_the_domain_anew_and_plugs_it_in_again(
     assert await driver.state(machine.uuid) is RunState.RUNNING
 
 
+async def test_a_guest_that_restarts_itself_twice_at_once_is_made_anew_twice(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine
+) -> None:
+    """While it is made anew somebody asks how it is, and Xen knows of no such domain."""
+    await driver.start(machine)
+    xen.creates = asyncio.Event()
+    xen.restless = 1
+    await xen.shut_down(1, 1)
+    async with asyncio.timeout(LIMIT):
+        while xen.domains:
+            await asyncio.sleep(0)
+    asking = asyncio.create_task(driver.state(machine.uuid))
+    asked = len(xen.calls)
+    async with asyncio.timeout(LIMIT):
+        while ("xl", "list", "-v") not in xen.calls[asked:]:
+            await asyncio.sleep(0)
+    for _ in range(100):  # until it waits for what is being done
+        await asyncio.sleep(0)
+    assert not asking.done()
+    xen.creates.set()
+    async with asyncio.timeout(LIMIT):
+        while 3 not in xen.domains or xen.domains[3].paused:
+            await asyncio.sleep(0.01)
+        await asking
+    assert await driver.state(machine.uuid) is RunState.RUNNING
+
+
 async def test_a_restart_in_mode_full_takes_new_taps(
     driver: XenHypervisor, xen: FakeXen, wires: Wires, machine: Machine
 ) -> None:

@@ -458,14 +458,19 @@ class XenHypervisor:
         elif seen.reason is ShutdownReason.REBOOT:
             await self._restart(domain, seen)
         else:
-            await self._settle_end(domain, "guest-shutdown")
+            await self._settle_end(domain, "guest-shutdown", seen.domid)
 
-    async def _settle_end(self, domain: Domain, detail: str) -> None:
+    async def _settle_end(self, domain: Domain, detail: str, shut_down: int | None = None) -> None:
+        """End a domain that is gone, or whose guest shut the one with this number down.
+
+        Meanwhile the guest may have been restarted under another number, and may even have ended
+        once more: that is for the next look.
+        """
         async with self._locks[domain.uuid]:
             if self._domains.get(domain.uuid) is not domain or domain.exited.is_set():
                 return
             seen = await self._xen.find(domain.uuid)
-            if seen is None or seen.dying or seen.shutdown:
+            if seen is None or seen.dying or (seen.shutdown and seen.domid == shut_down):
                 await self._end(domain, detail)
 
     async def _restart(self, domain: Domain, before: DomainState) -> None:
