@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tenacity import AsyncRetrying, retry_if_result, wait_none
 
 from hanok.errors import HostError, HypervisorError
 from hanok.hypervisors.base import Disk, Machine, MachineEvent, RunState
@@ -37,6 +39,13 @@ async def next_event(driver: XenHypervisor, name: str) -> MachineEvent:
             if event.name == name:
                 return event
     raise AssertionError("the events ended")
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Let the others go on until this holds."""
+    retrying = AsyncRetrying(wait=wait_none(), retry=retry_if_result(lambda found: not found))
+    async with asyncio.timeout(LIMIT):
+        await retrying(asyncio.to_thread, holds)
 
 
 def test_the_played_rows_are_as_the_real_ones() -> None:
@@ -177,22 +186,16 @@ async def test_a_guest_that_restarts_itself_twice_at_once_is_made_anew_twice(
     xen.creates = asyncio.Event()
     xen.restless = 1
     await xen.shut_down(1, 1)
-    async with asyncio.timeout(LIMIT):
-        while xen.domains:
-            await asyncio.sleep(0)
+    await until(lambda: not xen.domains)
     asking = asyncio.create_task(driver.state(machine.uuid))
     asked = len(xen.calls)
-    async with asyncio.timeout(LIMIT):
-        while ("xl", "list", "-v") not in xen.calls[asked:]:
-            await asyncio.sleep(0)
+    await until(lambda: ("xl", "list", "-v") in xen.calls[asked:])
     for _ in range(100):  # until it waits for what is being done
         await asyncio.sleep(0)
     assert not asking.done()
     xen.creates.set()
-    async with asyncio.timeout(LIMIT):
-        while 3 not in xen.domains or xen.domains[3].paused:
-            await asyncio.sleep(0.01)
-        await asking
+    await until(lambda: 3 in xen.domains and not xen.domains[3].paused)
+    await asking
     assert await driver.state(machine.uuid) is RunState.RUNNING
 
 
