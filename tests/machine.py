@@ -20,6 +20,15 @@ def patient(seconds: float) -> float:
     return seconds * _FACTOR
 
 
+def is_outermost() -> bool:
+    """Whether processes have the numbers here that the kernel's log tells of them.
+
+    They have not in a process namespace, as a container or a run of CI has one. The number of the
+    outermost is fixed: PROC_PID_INIT_INO in include/linux/proc_ns.h of Linux.
+    """
+    return Path("/proc/self/ns/pid").readlink() == Path(f"pid:[{0xEFFFFFFC}]")
+
+
 def put_verdict(home: Path) -> None:
     """Put what was measured on this host into a new data directory."""
     if _VERDICT is not None:

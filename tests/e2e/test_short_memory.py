@@ -11,10 +11,11 @@ import pytest
 
 from hanok.errors import HanokError
 from hanok.model.image import Image
-from hanok.proc import find_owned
+from hanok.proc import find_owned, is_alive
 from hanok.units import GIB, MIB
 from tests.daemon.harness import Daemon, new_daemon, wait_until
 from tests.e2e.conftest import Cli
+from tests.machine import is_outermost
 from tests.memory_group import memory_group
 
 pytestmark = pytest.mark.vm
@@ -48,8 +49,9 @@ def test_a_vm_that_the_kernel_ends_for_want_of_memory_says_so(hanok: Cli, daemon
         wait_until(lambda: state(daemon, "web") == "failed", 60, "it is seen")
     reason = daemon.client.vm("web")["reason"]
     assert reason is not None
-    assert "QEMU ended by itself: the kernel ended it for want of memory" in reason
-    assert "what its control group may take; it had" in reason
+    assert "QEMU ended by itself: the kernel " in reason
+    assert "for want of memory" in reason
+    assert ("what its control group may take; it had" in reason) == is_outermost()
     assert "for want of memory" in hanok.ok("show", "web")
     assert "for want of memory" in hanok.ok("events")
     assert state(daemon, "other") == "ready"
@@ -90,9 +92,12 @@ def test_the_next_daemon_says_so_too(daemon: Daemon) -> None:
         begin = "mkdir -p /fill; mount -t tmpfs fill /fill; (sleep 2; " + FILL.split("; ")[-1]
         daemon.sh("alone", f"{begin}) > /dev/null 2>&1 &")
         daemon.kill()
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 60, "the kernel has ended it")
+        wait_until(lambda: not is_alive(pid), 60, "the kernel has ended it")
     daemon.start()
-    for name, words in (("adopted", "ended by itself"), ("alone", "while no daemon ran")):
+    ends = [("adopted", "ended by itself")]
+    if is_outermost():  # else nobody can tell that the kernel's log speaks of this process
+        ends.append(("alone", "while no daemon ran"))
+    for name, words in ends:
         vm = daemon.client.vm(name)
         assert vm["state"] == "failed"
         assert words in str(vm["reason"])
