@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hanok.units import MIB
+from tests.daemon.harness import wait_until
 
 _PIECE = bytes(64 * 1024)
 
@@ -60,6 +61,11 @@ def small_file_system(path: Path, size: int = 64 * MIB, mode: str = "711") -> It
         subprocess.run(["umount", "-l", path], check=True)
 
 
+def _has_loop(file: Path) -> bool:
+    done = subprocess.run(["losetup", "-j", file], check=True, capture_output=True)
+    return bool(done.stdout.strip())
+
+
 @contextmanager
 def small_disk(path: Path, file: Path, size: int) -> Iterator[Small]:
     """Mount an ext4 of ``size`` bytes in ``file`` at ``path``; checked when it is given back."""
@@ -73,4 +79,6 @@ def small_disk(path: Path, file: Path, size: int) -> Iterator[Small]:
         yield Small(path)
     finally:
         subprocess.run(["umount", path], check=True)
+    # Others that began meanwhile with mounts of their own, such as builds, have it until they end.
+    wait_until(lambda: not _has_loop(file), 240, f"nobody has {file} mounted")
     subprocess.run(["e2fsck", "-fn", file], check=True, stdout=subprocess.DEVNULL)
