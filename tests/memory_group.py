@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from hanok.proc import is_alive
 from tests.daemon.harness import wait_until
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -58,6 +58,15 @@ def memory_group(limit: int) -> Iterator[MemoryGroup]:
         yield group
     finally:
         group.let_go()
-        pids = (folder / "cgroup.procs").read_text().split()
-        wait_until(lambda: not any(is_alive(int(pid)) for pid in pids), 10, "it is empty")
+        wait_until(lambda: _remove(folder), 30, "whoever ended in it has been waited for")
+
+
+def _remove(folder: Path) -> bool:
+    """Remove a control group; False while one in it has ended and nobody has waited for it."""
+    try:
         folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
