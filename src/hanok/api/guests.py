@@ -18,17 +18,16 @@ from hanok.api.common import (
     CurrentServices,
     body_of,
     describes,
-    problem_response,
     services_of,
 )
 from hanok.api.roles import operator, viewer
+from hanok.api.sockets import CHUNK, close, first_to_end, refuse
 from hanok.errors import HanokError, InvalidInput, Unsupported
 from hanok.model.base import Frozen
 from hanok.model.views import ExecView, SshView
 from hanok.services.machines import files_of
 
 router = APIRouter(prefix="/vms", tags=["Guests"])
-_CHUNK = 65536
 _MAX_FILE = 256 * 1024 * 1024
 _SSH_PORT = 22
 
@@ -183,8 +182,8 @@ async def console(websocket: WebSocket, vm: str) -> None:
             while True:
                 await attached.write(await websocket.receive_bytes())
 
-        await _first_to_end(outward(), inward())
-    await _close(websocket)
+        await first_to_end(outward(), inward())
+    await close(websocket)
 
 
 @router.websocket("/{vm}/tcp/{port}")
@@ -202,7 +201,7 @@ async def tcp(websocket: WebSocket, vm: str, port: int) -> None:
     reader, writer = await asyncio.open_connection(sock=connected)
 
     async def outward() -> None:
-        while chunk := await reader.read(_CHUNK):
+        while chunk := await reader.read(CHUNK):
             await websocket.send_bytes(chunk)
 
     async def inward() -> None:
@@ -227,24 +226,4 @@ async def tcp(websocket: WebSocket, vm: str, port: int) -> None:
             await both()
     finally:
         writer.close()
-    await _close(websocket)
-
-
-async def refuse(websocket: WebSocket, error: HanokError) -> None:
-    """Answer with a problem instead of a stream."""
-    await websocket.send_denial_response(problem_response(error))
-
-
-async def _first_to_end(*work: object) -> None:
-    tasks = [asyncio.ensure_future(one) for one in work]  # type: ignore[call-overload]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _close(websocket: WebSocket) -> None:
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-        await websocket.close()
+    await close(websocket)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 from fastapi import APIRouter, Response, WebSocket
-from starlette.websockets import WebSocketDisconnect
 
 from hanok.api.common import CurrentServices, services_of
-from hanok.api.guests import refuse
 from hanok.api.roles import operator
+from hanok.api.sockets import CHUNK, close, first_to_end, refuse
 from hanok.errors import HanokError
 from hanok.model.views import VncView
 
 router = APIRouter(prefix="/vms", tags=["Guests"])
-_CHUNK = 65536
 
 
 @router.get(
@@ -50,7 +45,7 @@ async def vnc(websocket: WebSocket, vm: str) -> None:
 
     async def outward() -> None:
         await websocket.send_bytes(viewer.greeting)
-        while chunk := await reader.read(_CHUNK):
+        while chunk := await reader.read(CHUNK):
             await websocket.send_bytes(chunk)
 
     async def inward() -> None:
@@ -60,14 +55,7 @@ async def vnc(websocket: WebSocket, vm: str) -> None:
 
     try:
         await websocket.accept()
-        tasks = [asyncio.create_task(outward()), asyncio.create_task(inward())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await first_to_end(outward(), inward())
     finally:
         writer.close()
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-        await websocket.close()
+    await close(websocket)

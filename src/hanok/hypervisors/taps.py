@@ -1,10 +1,11 @@
-"""What network cards are plugged into, for hypervisors that want nothing but taps."""
+"""What network cards are plugged into."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hanok.errors import HypervisorError
+from hanok.errors import HypervisorError, InvalidInput
+from hanok.hypervisors.base import Nic
 from hanok.model.network import Plug
 
 
@@ -14,3 +15,13 @@ def descriptors(taps: Sequence[Plug]) -> tuple[int, ...]:
     if len(found) != len(taps):
         raise HypervisorError("these machines want taps: there is no network of their own for them")
     return found
+
+
+def check_taps(nics: Sequence[Nic], taps: Sequence[Plug]) -> None:
+    """Raise InvalidInput unless there is one tap for each card."""
+    if len(taps) != len(nics):
+        raise InvalidInput(
+            f"{len(nics)} network cards, but {len(taps)} taps",
+            field="networks",
+            expected="one tap a card",
+        )

@@ -27,6 +27,7 @@ from hanok.hypervisors.blockdev import block_nodes, escape, options
 from hanok.hypervisors.qemu.arch import X86_64, Architecture
 from hanok.hypervisors.qemu.firmware import UefiFiles
 from hanok.hypervisors.qemu.usernet import user_netdev
+from hanok.hypervisors.taps import check_taps
 from hanok.model.image import BareHypervisor, Kernel
 from hanok.model.keeping import WatchdogAction
 from hanok.model.network import Plug, UserLink
@@ -183,12 +184,7 @@ def _check(machine: Machine, taps: Sequence[Plug], architecture: Architecture) -
             field="networks",
             expected=f"at most {_MAX_NICS}",
         )
-    if len(taps) != len(machine.nics):
-        raise InvalidInput(
-            f"{len(machine.nics)} network cards, but {len(taps)} taps",
-            field="networks",
-            expected="one tap a card",
-        )
+    check_taps(machine.nics, taps)
     if machine.kernel is not None and machine.kernel_folder is None:
         raise InvalidInput("a kernel without its folder", field="kernel", expected="kernel_folder")
 

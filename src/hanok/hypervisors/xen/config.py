@@ -22,6 +22,7 @@ from pathlib import Path
 from hanok.errors import InvalidInput, Unsupported
 from hanok.hypervisors.base import Disk, Machine, Nic
 from hanok.hypervisors.blockdev import block_nodes, options
+from hanok.hypervisors.taps import check_taps
 from hanok.hypervisors.xen.confinement import Confinement
 from hanok.hypervisors.xen.firmware import FILES
 from hanok.model.image import DiskFormat, Kernel
@@ -164,12 +165,8 @@ def _check(machine: Machine, taps: Sequence[int]) -> None:
     placed = [disk for disk in machine.disks if full or disk.port is None]
     _check_count(len(placed), limit, "disks", machine.mode)
     _check_count(len(machine.nics), _MOST_NICS, "networks", machine.mode)
-    if full and len(taps) != len(machine.nics):
-        raise InvalidInput(
-            f"{len(machine.nics)} network cards, but {len(taps)} taps",
-            field="networks",
-            expected="one tap a card",
-        )
+    if full:
+        check_taps(machine.nics, taps)
     if machine.kernel is not None and machine.kernel_folder is None:
         raise InvalidInput("a kernel without its folder", field="kernel", expected="kernel_folder")
 
