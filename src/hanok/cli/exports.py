@@ -147,6 +147,8 @@ def _watched(pieces: Iterable[bytes], show: Sending) -> Iterator[bytes]:
 
 def _save(pieces: Iterable[bytes], file: Path, size: int, force: bool) -> None:
     """Write ``pieces``, ``size`` bytes, to ``file``: whole and durable, or not at all."""
+    from hanok.durable import sync_path
+
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name[:64]}.", dir=file.parent)
     except OSError as error:
@@ -164,7 +166,7 @@ def _save(pieces: Iterable[bytes], file: Path, size: int, force: bool) -> None:
             os.ftruncate(draft.fileno(), size)
             os.fsync(draft.fileno())
         _put(part, file, force)
-        _sync(file.parent)
+        sync_path(file.parent)
     except OSError as error:
         hint = f"free {format_size(size)} there" if error.errno == errno.ENOSPC else None
         raise HostError(f"{file} cannot be written: {error.strerror}", hint=hint) from error
@@ -201,11 +203,3 @@ def _put(part: Path, file: Path, force: bool) -> None:
         else:
             return
     part.replace(file)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
