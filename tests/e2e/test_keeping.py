@@ -166,3 +166,20 @@ def test_a_guest_that_hangs_is_reset_in_mode_full(hanok: Cli, daemon: Daemon) ->
     wait_until(lambda: daemon.client.vm("old")["state"] == "ready", 120, "it is ready again")
     assert (daemon.client.vm("old")["started"] or 0.0) > before
     hanok.ok("delete", "old", "--force")
+
+
+def test_debians_systemd_feeds_the_watchdog(hanok: Cli, daemon: Daemon) -> None:
+    """It is process 1 that feeds it; frozen, it hangs, while all else goes on."""
+    shape = ("--memory", "384M", "--network", "default", "--watchdog", f"reset:{_FEED}")
+    hanok.ok("run", "debian:12", "--name", "deb", "--cold", *shape, limit=900)
+    opened = hanok.ok("exec", "deb", "--", "sh", "-c", "readlink /proc/1/fd/*")
+    assert "/dev/watchdog0" in opened.split()
+    before = daemon.client.vm("deb")["started"] or 0.0
+    hanok.ok("exec", "deb", "--", "sleep", str(_FEED * 3 // 2))
+    assert daemon.client.vm("deb")["started"] == before
+    freeze = "echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze"
+    hanok.ok("exec", "deb", "--", "sh", "-c", freeze)
+    wait_until(lambda: bool(named(daemon, "deb", "watchdog")), 60, "the reset is told")
+    wait_until(lambda: daemon.client.vm("deb")["state"] == "ready", 240, "it is ready again")
+    assert (daemon.client.vm("deb")["started"] or 0.0) > before
+    hanok.ok("delete", "deb", "--force")
