@@ -66,6 +66,25 @@ def test_show_says_why_a_vm_booted(daemon: Daemon) -> None:
     assert "no warm template" in run(daemon, "e", cpus=2)
 
 
+def test_a_network_goes_while_a_warm_start_is_made_on_it(daemon: Daemon) -> None:
+    """Nobody sees the VM that is booted for it, so nobody has to wait for it."""
+    daemon.client.create_network({"name": "side"})
+    daemon.run("a", memory="128M", disk="256M", networks=["side"])
+
+    def made() -> list[str]:  # the newest first
+        return [op["state"] for op in daemon.client.operations() if op["kind"] == "warm"]
+
+    wait_until(lambda: made()[:1] == ["running"], 30, "a warm start is being made")
+    assert daemon.client.network("side")["vms"] == ["a"]
+    daemon.client.delete("a", force=True)
+    wait_until(lambda: not daemon.client.vms(), 30, "the VM is gone")
+    daemon.client.delete_network("side")
+    assert made()[0] == "cancelled"
+    assert "side" not in [network["name"] for network in daemon.client.networks()]
+    assert not daemon.client.templates()
+    assert not list((daemon.home / "vms").iterdir())
+
+
 def test_what_was_done_in_the_first_vm_is_not_in_the_next(daemon: Daemon) -> None:
     daemon.run("a", memory="128M", disk="256M")
     daemon.sh("a", "echo secret > /root/secret; echo secret > /run/secret; sync")

@@ -10,8 +10,10 @@ import psutil
 from hanok.errors import Conflict, InvalidInput, NotFound
 from hanok.model.network import NetworkRecord, NetworkSpec
 from hanok.model.views import NetworkView
+from hanok.model.vm import VmRecord
 from hanok.network.base import free_subnet
 from hanok.services.events import make_event
+from hanok.services.operations import Operations
 from hanok.services.parts import Parts
 from hanok.services.shape import claimed_nics
 from hanok.store.base import DeleteNetwork, PutNetwork
@@ -24,8 +26,9 @@ _UID_OFFSET = 60_000
 class NetworkService:
     """What users ask of networks."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, operations: Operations) -> None:
         self._parts = parts
+        self._operations = operations
 
     async def create(self, spec: NetworkSpec, stack: str | None = None) -> NetworkRecord:
         """Make a network. Raises Conflict when it exists, InvalidInput when its subnet overlaps."""
@@ -62,18 +65,19 @@ class NetworkService:
         """Remove a network. Raises Conflict naming the VMs on it."""
         record = await self._parts.network(name)
         users = await self._users(name)
-        if users:
-            raise Conflict(
-                f"the network {name} is used by {', '.join(users)}",
-                hint="delete those VMs first",
-            )
+        if any(not vm.internal for vm in users):
+            names = ", ".join(vm.spec.name for vm in users if not vm.internal)
+            raise Conflict(f"the network {name} is used by {names}", hint="delete those VMs first")
+        # What is left is Hanok's own, which no user sees: warm starts that are being made.
+        for vm in users:
+            await self._operations.supersede(vm.spec.name, ("warm",), undo=True)
         await self._parts.networks.stop(record.name)
         event = make_event("network", name, "deleted")
         await self._parts.events.commit(DeleteNetwork(name), event=event)
 
-    async def _users(self, name: str) -> list[str]:
+    async def _users(self, name: str) -> list[VmRecord]:
         vms = await self._parts.store.vms()
-        return [vm.spec.name for vm in vms if any(nic.network == name for nic in claimed_nics(vm))]
+        return [vm for vm in vms if any(nic.network == name for nic in claimed_nics(vm))]
 
     async def view(self, record: NetworkRecord) -> NetworkView:
         """Return what the API shows of a network."""
@@ -85,7 +89,7 @@ class NetworkService:
             outward=status.outward,
             running=status.running,
             reason=status.reason,
-            vms=await self._users(record.name),
+            vms=[vm.spec.name for vm in await self._users(record.name) if not vm.internal],
         )
 
     async def list(self) -> list[NetworkView]:

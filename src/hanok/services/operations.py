@@ -208,10 +208,14 @@ class Operations:
         work.task.cancel()
         return await self.wait(ident)
 
-    async def supersede(self, target: str, kinds: tuple[str, ...]) -> None:
-        """End the running operations of ``kinds`` on ``target``: a later request replaces them."""
+    async def supersede(self, target: str, kinds: tuple[str, ...], *, undo: bool = False) -> None:
+        """End the running operations of ``kinds`` on ``target``: a later request replaces them.
+
+        With ``undo`` what they made goes away again, as when a user cancels them.
+        """
         for work in list(self._running.values()):
             if work.operation.target == target and work.operation.kind in kinds and work.task:
+                work.cancelled_by_user = undo
                 work.task.cancel()
                 await asyncio.wait([work.task])
 

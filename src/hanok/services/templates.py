@@ -179,7 +179,8 @@ class TemplateService:
                     hint="delete those VMs first; full clones do not need their template",
                 )
             if template.state is TemplateState.MAKING:
-                await self._operations.supersede(template.name, ("template", "warm"))
+                await self._operations.supersede(template.name, ("template",))
+                await self._operations.supersede(template.name, ("warm",), undo=True)
             await self.forget(template)
 
     async def forget(self, template: TemplateRecord) -> None:
