@@ -285,7 +285,7 @@ def _show(outcomes: Sequence[Outcome], as_json: bool) -> None:
             str(one.at_bound),
             str(one.faults),
         )
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 def _percent(share: float | None) -> str:
