@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="files whose name contains this")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if missing := [name for name in ("hspace", "hcheck") if shutil.which(name) is None]:
+        parser.error(f"there is no {missing[0]} here: apt-get install ganeti-htools")
     outcomes = []
     for path in sorted(options.dir.glob("*.data")):
         told = ask_hspace(path) if options.only in path.name else None

@@ -5,20 +5,13 @@ Minutes of double emulation: not part of ``make test`` but of ``make test-system
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hanok.images.library import ImageLibrary
-from hanok.proc import Account, SystemRunner
-from tests.conftest import BUILD_UID, IMAGES
 from tests.daemon.harness import wait_until
-from tests.nested.payload import make_payload
-from tests.systemd.guest import SystemdHost, systemd_host
+from tests.systemd.guest import SystemdHost
 
 pytestmark = [
     pytest.mark.vm,
@@ -39,19 +32,15 @@ exec python3 -c "kept = bytearray({size}); print('kept', len(kept))"
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdHost]:
-    images = Path(os.environ.get("HANOK_TEST_IMAGES", IMAGES))
-    library = ImageLibrary(images, SystemRunner(), Account(BUILD_UID, BUILD_UID))
-    micro = asyncio.run(library.ensure("micro", (), lambda message, fraction: None))
-    payload = make_payload(tmp_path_factory.mktemp("payload"), [library.path(micro)])
-    with systemd_host(images, payload) as host:
-        host.hanok(*_RUN)
-        yield host
+def guest(host: SystemdHost) -> str:
+    """The name of a VM that runs there."""
+    host.hanok(*_RUN)
+    return "one"
 
 
 @pytest.fixture
-def vm(host: SystemdHost) -> Any:
-    return host.hanok("show", "one")
+def vm(host: SystemdHost, guest: str) -> Any:
+    return host.hanok("show", guest)
 
 
 def _scope(vm: Any) -> str:
