@@ -174,7 +174,7 @@ async def test_a_crash_without_a_policy_stays_one(short_tmp: Path) -> None:
         here.fake.crash(record.uuid)
         record = await here.until("failed")
         assert (record.wanted, record.restarts.next) == ("stopped", None)
-        assert "the guest crashed" in (record.reason or "")
+        assert "the guest's kernel panicked; its console's" in (record.reason or "")
 
 
 # The next daemon

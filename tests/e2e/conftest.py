@@ -80,7 +80,7 @@ class Cli:
             stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True,
             env=self.environ(),
-            timeout=limit,
+            timeout=patient(limit),
         )
 
     def ok(self, *arguments: str, input: bytes | None = None, limit: float = 300) -> str:

@@ -11,7 +11,7 @@ from hanok.errors import AgentRefused, CommandFailed, GuestError, HanokError, No
 from hanok.filesystems import NEARLY_NOTHING, disk_full, full_error, is_full
 from hanok.guest.evidence import collect_evidence, confront
 from hanok.guest.readiness import wait_addresses, wait_ready
-from hanok.hypervisors.base import WATCHDOG_EXPIRED, Machine, RunState
+from hanok.hypervisors.base import Machine, RunState
 from hanok.hypervisors.optional import CanExplain, CanReprobe, CanTestify
 from hanok.model.image import Base, DiskFormat, Image
 from hanok.model.vm import CloneKind, Evidence, VmRecord, VmState, Wanted
@@ -311,8 +311,7 @@ class Lifecycle:
         if state is not RunState.CRASHED:
             return f"its hypervisor's process ended by itself ({detail or 'it does not say why'})"
         words = self._guests.last_words(record)
-        what = detail if detail == WATCHDOG_EXPIRED else "the guest crashed"
-        return f"{what}; its console's last lines: {words or '(none)'}"
+        return f"{detail or 'the guest crashed'}; its console's last lines: {words or '(none)'}"
 
     async def settle_panic(self, record: VmRecord, words: str) -> None:
         """Write down that a guest's kernel panicked, as its console says.

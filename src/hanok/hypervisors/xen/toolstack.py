@@ -24,6 +24,8 @@ _CAPABILITIES = Path("/proc/xen/capabilities")
 # an emulated one that is busy.
 _CREATE_LIMIT = 300.0
 _LIMIT = 60.0
+# What libxl says when nobody makes a new domain's console.
+_NO_CONSOLE = "console tty: timed out"
 _FOR_EVER = 10 * 365 * 24 * 3600.0
 # Lines of xl that say nothing of why it failed. The second is the drop of the channel that is
 # there to be dropped (see config.py).
@@ -81,7 +83,8 @@ class Toolstack:
         """Create a domain of an xl.cfg, paused; nobody but us watches over it.
 
         Its device model inherits ``pass_fds`` and the mark of ``owner``. The text is a file of
-        memory: xl reads no pipe, and on disk it would have to be removed again.
+        memory: xl reads no pipe, and on disk it would have to be removed again. Raises
+        HypervisorError.
         """
         text = os.memfd_create("xl.cfg", os.MFD_CLOEXEC)
         try:
@@ -92,6 +95,13 @@ class Toolstack:
                 env={OWNER_VARIABLE: owner.mark()},
                 pass_fds=(*pass_fds, text),
             )
+        except HypervisorError as error:
+            if _NO_CONSOLE not in error.message:
+                raise
+            raise HypervisorError(
+                "no domain can start: xenconsoled, which has Xen's consoles, does not run",
+                hint="'systemctl restart xen' in Dom0 starts it; domains that run go on",
+            ) from error
         finally:
             os.close(text)
 
