@@ -65,12 +65,16 @@ class NetworkService:
         """Remove a network. Raises Conflict naming the VMs on it."""
         record = await self._parts.network(name)
         users = await self._users(name)
-        if any(not vm.internal for vm in users):
-            names = ", ".join(vm.spec.name for vm in users if not vm.internal)
-            raise Conflict(f"the network {name} is used by {names}", hint="delete those VMs first")
-        # What is left is Hanok's own, which no user sees: warm starts that are being made.
-        for vm in users:
-            await self._operations.supersede(vm.spec.name, ("warm",), undo=True)
+        if all(vm.internal for vm in users):
+            # Hanok's own, which no user sees: warm starts that are being made.
+            for vm in users:
+                await self._operations.supersede(vm.spec.name, ("warm",), undo=True)
+            users = await self._users(name)
+        if users:
+            shown = [vm.spec.name for vm in users if not vm.internal] or [users[0].spec.name]
+            raise Conflict(
+                f"the network {name} is used by {', '.join(shown)}", hint="delete those VMs first"
+            )
         await self._parts.networks.stop(record.name)
         event = make_event("network", name, "deleted")
         await self._parts.events.commit(DeleteNetwork(name), event=event)
