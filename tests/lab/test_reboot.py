@@ -23,6 +23,9 @@ pytestmark = [
 ]
 
 _GUEST = {"name": "inner", "image": "micro", "memory": "96M", "disk": "256M", "cold": True}
+# What else runs or is off there before the reboot, and says what becomes of it.
+_FIRST = {**_GUEST, "name": "first", "autostart": {"start": "yes", "order": 1}}
+_NEVER = {**_GUEST, "name": "never", "autostart": {"start": "no"}}
 _LIMIT = 600
 
 
@@ -34,20 +37,25 @@ def _boot_id(bench: Bench) -> str | None:
         return None
 
 
-def _state(client: Client) -> str:
+def _state(client: Client, name: str = "inner") -> str:
     try:
-        return client.vm("inner")["state"]
+        return client.vm(name)["state"]
     except HanokError as error:
         return error.message
+
+
+def _done(client: Client, operation: str) -> None:
+    *_, last = client.follow(operation)
+    assert last["state"] == "done", last
 
 
 def test_a_reboot_is_gentle_and_brings_back_what_ran() -> None:
     with new_bench(lab_images()) as bench:
         (remote,) = bench.lab.up(Order(("one",), Shape("kvm"), cold=True))
         inside = open_remote(remote)
-        wanted = {**_GUEST, "ready": {"timeout": _LIMIT}}
-        *_, last = inside.follow(inside.run(wanted)["id"])
-        assert last["state"] == "done", last
+        for guest in (_FIRST, _NEVER, _GUEST):
+            _done(inside, inside.run({**guest, "ready": {"timeout": _LIMIT}})["id"])
+        _done(inside, inside.change("first", "stop", {})["id"])
         # Not written to the disk yet: only a guest that shuts down itself keeps it.
         keep = ["sh", "-c", "echo kept >/etc/kept"]
         assert inside.execute("inner", keep, stdin=None, timeout=120)["exit_status"] == 0
@@ -58,11 +66,19 @@ def test_a_reboot_is_gentle_and_brings_back_what_ran() -> None:
             lambda: _boot_id(bench) not in (None, before), _LIMIT, "the host has started anew"
         )
         wait_until(lambda: _state(inside) == "ready", _LIMIT, "the guest is back")
-        told = inside.execute("inner", ["cat", "/etc/kept"], stdin=None, timeout=120)
-        assert told["exit_status"] == 0
-        stopped = [
-            event["name"]
+        kept = inside.execute("inner", ["cat", "/etc/kept"], stdin=None, timeout=120)
+        assert kept["exit_status"] == 0
+        told = [
+            (event["target"], event["name"])
             for event in inside.events(follow=False)
-            if event["target"] == "inner" and event["name"] in ("stopped", "failed", "ready")
+            if event["name"] in ("stopped", "failed", "ready")
         ]
-        assert stopped == ["ready", "stopped", "ready"]
+        # In their order: what was off and starts with the host, then what ran.
+        assert told[-2:] == [("first", "ready"), ("inner", "ready")]
+        assert _of(told, "inner") == _of(told, "first") == ["ready", "stopped", "ready"]
+        assert _of(told, "never") == ["ready", "stopped"]
+        assert _state(inside, "never") == "stopped"
+
+
+def _of(told: list[tuple[str, str]], name: str) -> list[str]:
+    return [what for target, what in told if target == name]
