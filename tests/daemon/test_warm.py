@@ -85,6 +85,20 @@ def test_a_network_goes_while_a_warm_start_is_made_on_it(daemon: Daemon) -> None
     assert not list((daemon.home / "vms").iterdir())
 
 
+def test_a_warm_template_goes_while_it_is_made(daemon: Daemon) -> None:
+    """And with it the VM that nobody sees."""
+    daemon.run("a", memory="128M", disk="256M")
+
+    def made() -> list[str]:
+        return [template["state"] for template in daemon.client.templates()]
+
+    wait_until(lambda: made() == ["making"], 60, "a warm template is being made")
+    daemon.client.delete_template(daemon.client.templates()[0]["name"])
+    assert made() == []
+    left = [path.name for path in (daemon.home / "vms").iterdir()]
+    assert left == [daemon.client.vm("a")["uuid"]]
+
+
 def test_what_was_done_in_the_first_vm_is_not_in_the_next(daemon: Daemon) -> None:
     daemon.run("a", memory="128M", disk="256M")
     daemon.sh("a", "echo secret > /root/secret; echo secret > /run/secret; sync")

@@ -215,7 +215,7 @@ class Operations:
         """
         for work in list(self._running.values()):
             if work.operation.target == target and work.operation.kind in kinds and work.task:
-                work.cancelled_by_user = undo
+                work.cancelled_by_user |= undo
                 work.task.cancel()
                 await asyncio.wait([work.task])
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hanok.errors import HypervisorError
+from hanok.errors import HostError, HypervisorError
 from hanok.hypervisors.xen.parse import (
     DomainState,
     XenInfo,
@@ -84,7 +84,7 @@ class Toolstack:
 
         Its device model inherits ``pass_fds`` and the mark of ``owner``. The text is a file of
         memory: xl reads no pipe, and on disk it would have to be removed again. Raises
-        HypervisorError.
+        HypervisorError, and HostError where Xen's consoles are not served.
         """
         text = os.memfd_create("xl.cfg", os.MFD_CLOEXEC)
         try:
@@ -98,7 +98,7 @@ class Toolstack:
         except HypervisorError as error:
             if _NO_CONSOLE not in error.message:
                 raise
-            raise HypervisorError(
+            raise HostError(
                 "no domain can start: xenconsoled, which has Xen's consoles, does not run",
                 hint="'systemctl restart xen' in Dom0 starts it; domains that run go on",
             ) from error
