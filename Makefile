@@ -59,11 +59,10 @@ bench: setup ## measure against plain QEMU in the same run; writes build/bench/
 
 bench-plan: setup ## measure the planner on the data in DATA=folder, a fixed sample (20 minutes)
 	@test -n "$(DATA)" || { echo "say where the data lies: make bench-plan DATA=folder"; exit 2; }
-	@command -v hspace >/dev/null || { echo "hspace is missing: apt-get install ganeti-htools"; exit 2; }
+	$(BIN)/python -m bench.ganeti "$(DATA)/ganeti-htools"
 	$(BIN)/python -m bench.vecpack "$(DATA)/vecpack" --sample 25 --out build/bench/vecpack
 	$(BIN)/python -m bench.planetlab "$(DATA)/planetlab" --out build/bench/planetlab
 	for n in 1000 10000 100000; do $(BIN)/python -m bench.fleet $$n --data "$(DATA)" || exit; done
-	$(BIN)/python -m bench.ganeti "$(DATA)/ganeti-htools"
 
 docs: setup ## make the reference and the manual page anew, after a change of a command or the API
 	$(BIN)/python -m scripts.docs

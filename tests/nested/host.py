@@ -47,8 +47,6 @@ KVM_SPEC: dict[str, Any] = {
     "packages": [
         *("qemu-system-x86", "qemu-utils", "python3", "zstd", "procps"),
         *("dnsmasq-base", "passt", "nftables", "iproute2", "openssh-client"),
-        # As on any server that people log in to; units of users need them.
-        *("dbus", "libpam-systemd", "uidmap"),
     ],
 }
 _XEN_SPEC: dict[str, Any] = {
