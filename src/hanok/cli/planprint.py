@@ -33,7 +33,8 @@ def print_plan(out: Output, plan: PlanFile, *, wide: bool = False) -> None:
 def headline(plan: PlanFile) -> str:
     """Return what came of it, in one sentence."""
     spares = f" and {count(len(plan.spares), 'spare')}" if plan.spares else ""
-    stays = f"; {count(len(plan.stays), 'server')} stay" if plan.stays else ""
+    stay = "stays" if len(plan.stays) == 1 else "stay"
+    stays = f"; {count(len(plan.stays), 'server')} {stay}" if plan.stays else ""
     servers, hosts = count(len(plan.vms), "server"), count(len(plan.used), "host")
     return f"{servers} fit on {hosts}{spares}{stays}"
 
