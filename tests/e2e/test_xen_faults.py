@@ -71,6 +71,7 @@ def test_without_xenconsoled_domains_go_on_and_none_starts(xen: Cli) -> None:
     os.kill(int(_CONSOLED.read_text()), signal.SIGKILL)
     try:
         assert xen.ok("exec", "quiet", "--", "hostname").strip() == "quiet"
+        assert b"xenconsoled does not serve it" in xen("console", "quiet", input=b"").stderr
         before = traces()
         done = xen("run", "micro", "--name", "late", "--mode", "para", *_SHAPE)
         assert done.returncode == 1

@@ -17,7 +17,7 @@ from hanok.hypervisors.xen.bootdisc import BOOT_DISC
 from hanok.hypervisors.xen.config import AGENT_SOCKET, CONSOLE_SOCKET, domain_name
 from hanok.hypervisors.xen.covers import remove_covers
 from hanok.hypervisors.xen.parse import ShutdownReason, find_crash
-from hanok.hypervisors.xen.streams import open_socket, open_terminal
+from hanok.hypervisors.xen.streams import consoles_served, open_socket, open_terminal
 from hanok.hypervisors.xen.toolstack import Toolstack
 from hanok.model.vm import Mode
 from hanok.proc import kill_and_wait, owner_of, wait_for_exit
@@ -118,7 +118,9 @@ class Domain:
         """Connect to the console. Raises HypervisorError."""
         if self.machine.mode is Mode.FULL:
             return await open_socket(self.machine.folder / CONSOLE_SOCKET)
-        terminal = await self._xen.read(f"/local/domain/{self.domid}/console/tty")
+        # Xenstore's word outlives the daemon that had the terminal: its number is another's then.
+        served = await asyncio.to_thread(consoles_served)
+        terminal = served and await self._xen.read(f"/local/domain/{self.domid}/console/tty")
         if not terminal:
             raise HypervisorError(
                 f"{self.machine.name} has no console: xenconsoled does not serve it",

@@ -8,6 +8,8 @@ import os
 import tty
 from pathlib import Path
 
+import psutil
+
 from hanok.errors import HypervisorError
 from hanok.hypervisors.optional import Stream
 
@@ -30,6 +32,11 @@ class _Terminal(asyncio.StreamReaderProtocol):
         """Take the terminal's end for the end of the stream."""
         ended = isinstance(exc, OSError) and exc.errno == errno.EIO
         super().connection_lost(None if ended else exc)
+
+
+def consoles_served() -> bool:
+    """Return whether xenconsoled runs, the daemon that has the terminals of PV and PVH domains."""
+    return any(process.info["name"] == "xenconsoled" for process in psutil.process_iter(["name"]))
 
 
 async def open_terminal(path: str) -> Stream:
