@@ -24,8 +24,11 @@ from tests.e2e.test_many_clones import PACKAGES
 from tests.nested.host import KINDS, Failed, NestedHost, nested_host, say
 from tests.nested.payload import make_payload
 
-_PYTEST = ("-v", "-ra", "--durations=0", "-p", "no:cacheprovider", "--timeout=3600")
-# One after another: what failed is shown at the end of each.
+_PYTEST = (
+    *("-v", "-ra", "--durations=0", "-p", "no:cacheprovider", "-p", "tests.nested.at_once"),
+    "--timeout=3600",
+)
+# One after another: what failed is shown at the end of each too.
 _RUNS = {
     "kvm": (
         ("tests/hypervisors", "-m", "vm"),
