@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.hanok import Hanok, delete, finish, own_hanok
-from bench.machine import available, cpu_seconds, proportional
+from bench.machine import available, cpu_seconds, proportional, touch_memory
 from bench.plain import Guest, seconds_to_ready
 from bench.plain_clone import plain_template
 from bench.report import Figure, Report
@@ -47,6 +47,8 @@ _IDLE_SECONDS = 20.0
 _SHORT_IDLE = 5.0
 # What a clone still does after it is ready (its kernel's timers, the host's merging of work).
 _REST = 3.0
+# What a clone comes to use and what its start needs for a while, in bytes.
+_TOUCHED = 48 * _MIB
 _ASK_AT_ONCE = 8
 _VM = "vm"
 
@@ -199,6 +201,9 @@ def _many(bench: _Bench) -> None:
         idle: _Idle | None = None
         for first in range(1, count + 1, _BATCH):
             size = min(_BATCH, count - first + 1)
+            # Each meets the machine alike: at rest, and with memory that it has in use.
+            time.sleep(_REST)
+            touch_memory(size * _TOUCHED)
             batches.append(bench.clone(template, "m-{n}", size, first) / size)
             number = first + size - 1
             if number == _BATCH:

@@ -72,7 +72,7 @@ def _draw_cpu(axes: Any, looks: list[dict[str, float]]) -> None:
     axes.plot(_clones(looks), machines, color=_BLUE, marker="o", label="the clones")
     axes.plot(_clones(looks), others, color=_ORANGE, marker="s", label="daemon and network")
     axes.set_ylabel("% of one core")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="center left", frameon=False)
 
 
 def _clones(rows: list[dict[str, float]]) -> list[float]:
