@@ -38,7 +38,11 @@ _RUNS = {
     ),
     "xen": (
         ("tests/hypervisors/test_conformance.py", "-m", "vm", "-k", "xen"),
-        ("tests/e2e/test_xen.py", "tests/e2e/test_xen_faults.py"),
+        (
+            "tests/e2e/test_xen.py",
+            "tests/e2e/test_xen_faults.py",
+            "tests/e2e/test_xen_change.py",
+        ),
     ),
 }
 _LIMIT = 3 * 3600.0
