@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hanok.client.tunnel import open_console
 from hanok.errors import GuestError, HypervisorError, NotFound
 from tests.daemon.harness import Daemon
 
@@ -123,6 +124,20 @@ def test_a_delete_does_not_wait_for_a_guest_that_never_answers(daemon: Daemon) -
     daemon.done(daemon.client.delete("a", force=True))
     assert daemon.client.operation(operation["id"])["state"] == "cancelled"
     assert daemon.left_over() == []
+
+
+def test_a_vm_whose_console_is_gone_is_taken_over_without_one(daemon: Daemon) -> None:
+    daemon.run("a")
+    daemon.kill()
+    break_it(daemon, methods={"open_console": {"error": "nobody serves it"}})
+    daemon.start()
+    assert daemon.client.vm("a")["state"] == "ready"
+    with pytest.raises(HypervisorError, match="nobody serves it"), open_console(daemon.client, "a"):
+        pass
+    break_it(daemon)  # it is served again
+    with open_console(daemon.client, "a") as tunnel:
+        tunnel.send(b"x")
+        assert b"fake hypervisor" in (tunnel.receive() or b"")
 
 
 def test_a_stack_whose_database_fails_says_so_and_can_be_taken_down(daemon: Daemon) -> None:

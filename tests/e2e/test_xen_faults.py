@@ -80,6 +80,9 @@ def test_without_xenconsoled_domains_go_on_and_none_starts(xen: Cli) -> None:
         assert traces() == before
     finally:
         subprocess.run([_DAEMONS], check=True)
+    wait_until(
+        lambda: xen("console", "quiet", input=b"\r").returncode == 0, patient(20), "it is back"
+    )
     run(xen, "late")
     assert xen.ok("exec", "late", "--", "hostname").strip() == "late"
     xen.ok("delete", "--force", "quiet", "late")

@@ -167,7 +167,7 @@ async def console(websocket: WebSocket, vm: str) -> None:
     services = services_of(websocket)
     try:
         record = await services.parts.vm(vm)
-        hub = services.guests.console(record)
+        hub = await services.guests.open_console(record)
     except HanokError as error:
         await refuse(websocket, error)
         return

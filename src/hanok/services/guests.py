@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from hanok.errors import AgentUnavailable, Conflict, GuestError, HanokError
+from hanok.errors import AgentUnavailable, Conflict, GuestError, HanokError, HypervisorError
 from hanok.guest.agent import AgentConnection
 from hanok.guest.console import ConsoleHub, tail_log
 from hanok.guest.panic import PanicWatch
@@ -56,19 +56,35 @@ class Guests:
     async def connect(self, record: VmRecord, *, adopted: bool = False) -> None:
         """Connect to the console and to the agent's channel of a guest.
 
-        ``adopted``: it ran already, so that its console has said something before.
+        ``adopted``: it ran already, so that its console has said something before. Such a guest
+        goes on without one when there is none: who asks for it is told why.
         """
         await self.disconnect(record.uuid)
         session = Session(record, adopted)
         self._sessions[record.uuid] = session
-        hypervisor = self._parts.hypervisor
-        if isinstance(hypervisor, HasConsole):
-            stream = await hypervisor.open_console(record.uuid)
-            log = files_of(self._parts.settings, record.uuid).console_log
-            session.console = ConsoleHub(stream.reader, stream.writer, log)
-            session.panics = self._watch(record.uuid, session.console)
-            await session.console.start()
+        try:
+            await self._open_console(session)
+        except HypervisorError as error:
+            if not adopted:
+                raise
+            _log.warning("%s goes on without a console: %s", record.spec.name, error.message)
         await self._open_agent(session)
+
+    async def _open_console(self, session: Session) -> ConsoleHub | None:
+        """Return the guest's console, opened again when its stream has ended."""
+        hypervisor, uuid = self._parts.hypervisor, session.record.uuid
+        async with session.opening:
+            if session.console is not None and not session.console.ended:
+                return session.console
+            if not isinstance(hypervisor, HasConsole):
+                return None
+            stream = await hypervisor.open_console(uuid)
+            await _close_console(session)
+            log = files_of(self._parts.settings, uuid).console_log
+            session.console = ConsoleHub(stream.reader, stream.writer, log)
+            session.panics = self._watch(uuid, session.console)
+            await session.console.start()
+            return session.console
 
     def _watch(self, uuid: str, console: ConsoleHub) -> PanicWatch:
         def tell(words: str) -> None:
@@ -114,10 +130,7 @@ class Guests:
             return
         if session.agent is not None:
             await session.agent.close()
-        if session.panics is not None:
-            await session.panics.close()
-        if session.console is not None:
-            await session.console.close()
+        await _close_console(session)
 
     async def agent(self, record: VmRecord) -> AgentConnection:
         """Return the agent of a running guest. Raises AgentUnavailable with what to do."""
@@ -180,6 +193,16 @@ class Guests:
             )
         return session.console
 
+    async def open_console(self, record: VmRecord) -> ConsoleHub:
+        """Return the console, opened again where it has ended while the guest went on.
+
+        Raises Conflict when the guest does not run, HypervisorError when there is no console.
+        """
+        session = self._sessions.get(record.uuid)
+        if session is not None:
+            await self._open_console(session)
+        return self.console(record)
+
     def tail(self, record: VmRecord, lines: int) -> bytes:
         """Return the last lines that the console showed, also of a guest that does not run."""
         return tail_log(files_of(self._parts.settings, record.uuid).console_log, lines)
@@ -194,7 +217,7 @@ class Guests:
             return b"", place
         ring = session.console.ring
         before = self.tail(record, _LOG_LINES) if place == 0 and session.adopted else b""
-        start = max(place, ring.start)
+        start = max(place, ring.start) if place <= ring.end else ring.start  # a new one
         return before + ring.after(start, ring.end - start), ring.end
 
     def last_words(self, record: VmRecord, lines: int = 5) -> str:
@@ -218,6 +241,13 @@ class Guests:
         for uuid in list(self._sessions):
             with contextlib.suppress(HanokError):
                 await self.disconnect(uuid)
+
+
+async def _close_console(session: Session) -> None:
+    if session.panics is not None:
+        await session.panics.close()
+    if session.console is not None:
+        await session.console.close()
 
 
 @dataclass(frozen=True)
