@@ -168,6 +168,23 @@ def test_a_guest_that_hangs_is_reset_in_mode_full(hanok: Cli, daemon: Daemon) ->
     hanok.ok("delete", "old", "--force")
 
 
+def test_each_clone_has_a_watchdog_of_its_own(hanok: Cli, daemon: Daemon) -> None:
+    """Taken over in the middle of a count, it goes on; and one that expires ends no other."""
+    restart = ("--restart", "on-failure", "--restart-delay", "0.5")
+    run(hanok, "dog", *restart, "--watchdog", f"stop:{_FEED}")
+    hanok.ok("template", "create", "dogs", "--from", "dog")
+    hanok.ok("clone", "dogs", "--count", "2", "--name", "pup-{n}")
+    others = {name: daemon.client.vm(name)["started"] for name in ("dog", "pup-2")}
+    fed(hanok, daemon, "pup-1")
+    hanok.ok("exec", "pup-1", "--", "sh", "-c", _HANG)
+    vm = restarted(daemon, "pup-1", 1)
+    assert "its watchdog expired" in vm["restarts"]["reason"]
+    fed(hanok, daemon, "pup-1")  # the one that its cold start gave it
+    assert {name: daemon.client.vm(name)["started"] for name in others} == others
+    hanok.ok("delete", "dog", "pup-1", "pup-2", "--force")
+    hanok.ok("template", "delete", "dogs")
+
+
 def test_debians_systemd_feeds_the_watchdog(hanok: Cli, daemon: Daemon) -> None:
     """It is process 1 that feeds it; frozen, it hangs, while all else goes on."""
     shape = ("--memory", "384M", "--network", "default", "--watchdog", f"reset:{_FEED}")
