@@ -76,7 +76,8 @@ class Guests:
         async with session.opening:
             if session.console is not None and not session.console.ended:
                 return session.console
-            if not isinstance(hypervisor, HasConsole):
+            # One that was let go while this waited would keep what is opened for ever.
+            if not isinstance(hypervisor, HasConsole) or self._sessions.get(uuid) is not session:
                 return None
             stream = await hypervisor.open_console(uuid)
             await _close_console(session)
@@ -128,9 +129,10 @@ class Guests:
         session = self._sessions.pop(uuid, None)
         if session is None:
             return
-        if session.agent is not None:
-            await session.agent.close()
-        await _close_console(session)
+        async with session.opening:
+            if session.agent is not None:
+                await session.agent.close()
+            await _close_console(session)
 
     async def agent(self, record: VmRecord) -> AgentConnection:
         """Return the agent of a running guest. Raises AgentUnavailable with what to do."""
