@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.harness import Daemon, wait_until
 from tests.e2e.conftest import Cli
+from tests.e2e.web import SERVE, fetch
 
 pytestmark = pytest.mark.vm
 
-SERVE = """#!/bin/sh
-mkdir -p /srv
-hostname > /srv/index.html
-exec httpd -f -p 80 -h /srv
-"""
 GIB = 1024**3
 
 
@@ -35,11 +30,6 @@ def web(hanok: Cli, daemon: Daemon) -> str:
 
 def sh(hanok: Cli, name: str, script: str) -> str:
     return hanok.ok("exec", name, "--", "sh", "-c", script).strip()
-
-
-def fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-        return str(answer.read().decode().strip())
 
 
 def test_a_port_is_published_and_taken_away(hanok: Cli, web: str) -> None:

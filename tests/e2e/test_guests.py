@@ -5,21 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.harness import Daemon, wait_until
 from tests.e2e.conftest import Cli, use_console
+from tests.e2e.web import SERVE, fetch
 
 pytestmark = pytest.mark.vm
-
-SERVE = """#!/bin/sh
-mkdir -p /srv
-hostname > /srv/index.html
-exec httpd -f -p 80 -h /srv
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +33,6 @@ def old(hanok: Cli) -> str:
     """A guest in mode full."""
     hanok.ok("run", "micro", "--name", "old", "--mode", "full", "--memory", "128M", "--disk", "1G")
     return "old"
-
-
-def fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-        return str(answer.read().decode().strip())
 
 
 def test_a_published_port_reaches_the_guest(hanok: Cli, web: str) -> None:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 
 import pytest
 
 from hanok.hypervisors.xen.toolstack import is_dom0
 from tests.e2e.conftest import Cli, use_console
 from tests.e2e.dom0 import device_model, status_of, traces
+from tests.e2e.web import SERVE, fetch
 
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.skipif(not is_dom0(), reason="Xen is driven from its Dom0"),
 ]
 
-SERVE = """#!/bin/sh
-mkdir -p /srv
-hostname > /srv/index.html
-exec httpd -f -p 80 -h /srv
-"""
 # What Xen says, what the guest's kernel runs on, and what it said at its boot.
 SEEN = {
     "para": ("pv", "PV", "Xen"),
@@ -65,8 +60,7 @@ def test_a_guest_lives_outlives_its_daemon_and_leaves_nothing(xen: Cli, mode: st
     assert shown["backend_memory"] > 0
     owner = (xen.daemon.home / "vms" / shown["uuid"] / "m").stat().st_uid
     check_confined(shown["uuid"], mode, owner)
-    with urllib.request.urlopen("http://127.0.0.1:18090/", timeout=20) as answer:
-        assert answer.read().decode().strip() == mode
+    assert fetch(18090) == mode
     assert xen.ok("exec", mode, "--", "hostname").strip() == mode
     xen.daemon.kill()
     xen.daemon.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from typing import Any
 
 import pytest
@@ -12,17 +11,12 @@ from hanok.units import MIB
 from tests.daemon.harness import wait_until
 from tests.e2e.conftest import Cli
 from tests.e2e.dom0 import traces
-from tests.machine import patient
+from tests.e2e.web import SERVE, fetch
 
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.skipif(not is_dom0(), reason="Xen is driven from its Dom0"),
 ]
-SERVE = """#!/bin/sh
-mkdir -p /srv
-hostname > /srv/index.html
-exec httpd -f -p 80 -h /srv
-"""
 _SIZES = "cat /sys/class/block/xvd*/size 2>/dev/null || true"
 
 
@@ -44,23 +38,18 @@ def card(xen: Cli, name: str, network: str) -> Any:
     return next(one for one in xen.json("show", name)["networks"] if one["network"] == network)
 
 
-def fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=patient(10)) as answer:
-        return str(answer.read().decode().strip())
-
-
 def change_shape(xen: Cli, name: str) -> None:
     """Take a vCPU and memory away, which is done at once, and ask for more, which waits."""
     assert sh(xen, name, "nproc") == "2"
     assert "pending" not in xen.ok("set", name, "--cpus", "1")
-    wait_until(lambda: sh(xen, name, "nproc") == "1", patient(20), "a vCPU has gone")
+    wait_until(lambda: sh(xen, name, "nproc") == "1", 20, "a vCPU has gone")
     xen.ok("set", name, "--cpus", "2")
-    wait_until(lambda: sh(xen, name, "nproc") == "2", patient(20), "it has come back")
+    wait_until(lambda: sh(xen, name, "nproc") == "2", 20, "it has come back")
     assert "vCPUs pending" in xen.ok("set", name, "--cpus", "3")
     before = memory_of(xen, name)
     xen.ok("set", name, "--memory", "128M")
     less = before - 24 * 1024  # of 32 MiB: the balloon goes by its own steps
-    wait_until(lambda: memory_of(xen, name) < less, patient(30), "memory is given back")
+    wait_until(lambda: memory_of(xen, name) < less, 30, "memory is given back")
     assert "memory pending" in xen.ok("set", name, "--memory", "192M")
     assert "disk pending" in xen.ok("set", name, "--disk", "320M")
 
@@ -80,6 +69,13 @@ def change_devices(xen: Cli, name: str) -> None:
     nic = card(xen, name, "back")
     assert nic["mac"] in sh(xen, name, "ip link")
     assert nic["address"] in sh(xen, name, "ip -4 addr")
+
+
+def take_card_away(xen: Cli, name: str) -> None:
+    """Take a card away again, while the guest runs."""
+    mac = card(xen, name, "back")["mac"]
+    xen.ok("set", name, "--remove-network", "back")
+    assert mac not in sh(xen, name, "ip link")
 
 
 @pytest.mark.parametrize("mode", ["para", "hybrid"])
@@ -105,7 +101,8 @@ def test_a_guest_is_changed_while_it_runs(xen: Cli, mode: str) -> None:
     assert memory_of(xen, "shop") > 150 * 1024
     assert {sectors(320 * MIB), sectors(64 * MIB)} <= set(sh(xen, "shop", _SIZES).split())
     assert card(xen, "shop", "back")["address"] in sh(xen, "shop", "ip -4 addr")
-    wait_until(lambda: fetch(18191) == "shop", patient(30), "it serves")
+    wait_until(lambda: fetch(18191) == "shop", 30, "it serves")
+    take_card_away(xen, "shop")
     xen.ok("delete", "--force", "shop")
     xen.ok("network", "delete", "back")
     assert traces() == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,13 @@ import pytest
 
 from hanok.proc import find_owned
 from tests.daemon.harness import wait_until
+from tests.e2e.web import SERVE, fetch
 from tests.ordinary.account import UID, Ordinary
 from tests.ordinary.conftest import ROOT, daemon_of
 
 pytestmark = pytest.mark.vm
 
 MakeUser = Callable[..., Ordinary]
-SERVE = "#!/bin/sh\nmkdir -p /srv\nhostname > /srv/index.html\nexec httpd -f -p 80 -h /srv\n"
-
-
-def fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
-        return str(answer.read().decode().strip())
 
 
 def kill_daemon(user: Ordinary) -> None:
