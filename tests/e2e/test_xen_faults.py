@@ -15,9 +15,8 @@ from hanok.hypervisors.xen.overhead import LEAST_IN_DOM0
 from hanok.hypervisors.xen.toolstack import is_dom0
 from hanok.units import MIB
 from tests.daemon.harness import wait_until
-from tests.e2e.conftest import Cli
+from tests.e2e.conftest import Cli, use_console
 from tests.e2e.dom0 import device_model, traces
-from tests.machine import patient
 
 pytestmark = [
     pytest.mark.vm,
@@ -35,9 +34,7 @@ def run(xen: Cli, name: str, mode: str = "para") -> None:
 
 def wait_failed(xen: Cli, name: str) -> str:
     """Wait until the VM has failed and return why, as a user reads it."""
-    wait_until(
-        lambda: xen.daemon.client.vm(name)["state"] == "failed", patient(30), f"{name} has failed"
-    )
+    wait_until(lambda: xen.daemon.client.vm(name)["state"] == "failed", 30, f"{name} has failed")
     return str(xen.json("show", name)["reason"])
 
 
@@ -80,9 +77,8 @@ def test_without_xenconsoled_domains_go_on_and_none_starts(xen: Cli) -> None:
         assert traces() == before
     finally:
         subprocess.run([_DAEMONS], check=True)
-    wait_until(
-        lambda: xen("console", "quiet", input=b"\r").returncode == 0, patient(20), "it is back"
-    )
+    wait_until(lambda: xen("console", "quiet", input=b"").returncode == 0, 20, "it is served")
+    use_console("quiet", xen.environ())
     run(xen, "late")
     assert xen.ok("exec", "late", "--", "hostname").strip() == "late"
     xen.ok("delete", "--force", "quiet", "late")
