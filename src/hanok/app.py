@@ -13,7 +13,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from logging.handlers import RotatingFileHandler
@@ -226,11 +226,12 @@ def heeding_hangup(services: Services, server: Server) -> Iterator[None]:
 
     When the terminal of a daemon in the foreground is gone, the daemon ends as it ever did.
     """
-    had_terminal = os.isatty(0)
+    terminal = [number for number in (0, 1, 2) if os.isatty(number)]
     running: set[asyncio.Task[None]] = set()
 
     def heed() -> None:
-        if had_terminal and not os.isatty(0):
+        if 0 in terminal and not os.isatty(0):
+            leave(terminal)
             server.end()
             return
         task = asyncio.create_task(renew(services, server.beside))
@@ -243,6 +244,14 @@ def heeding_hangup(services: Services, server: Server) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+
+
+def leave(descriptors: Sequence[int]) -> None:
+    """Let these lead nowhere: what is written to a terminal that is gone fails, at the end too."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in descriptors:
+        os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 @contextlib.asynccontextmanager

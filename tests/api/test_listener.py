@@ -254,9 +254,11 @@ def test_sighup_forgets_tokens_that_are_no_longer_kept(new_host: Host) -> None:
 
 def test_a_daemon_in_a_terminal_ends_with_it(short_tmp: Path) -> None:
     ours, its = pty.openpty()
+    # As users have it: what it could not write to its terminal is in a buffer at its end.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "hanok.app", "--foreground", "--listen", "127.0.0.1:0"],
-        env={**os.environ, "HANOK_HOME": str(short_tmp), "HANOK_HYPERVISOR": "fake"},
+        env={**environ, "HANOK_HOME": str(short_tmp), "HANOK_HYPERVISOR": "fake"},
         stdin=its,
         stdout=its,
         stderr=its,
