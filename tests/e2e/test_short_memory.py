@@ -16,7 +16,7 @@ from hanok.units import GIB, MIB
 from tests.daemon.harness import Daemon, new_daemon, wait_until
 from tests.e2e.conftest import Cli
 from tests.machine import is_outermost
-from tests.memory_group import memory_group
+from tests.memory_group import MemoryGroup, memory_group
 
 pytestmark = pytest.mark.vm
 
@@ -40,13 +40,21 @@ def fill(daemon: Daemon, name: str) -> None:
         daemon.client.execute(name, ["sh", "-c", FILL], stdin=None, timeout=120)
 
 
-def test_a_vm_that_the_kernel_ends_for_want_of_memory_says_so(hanok: Cli, daemon: Daemon) -> None:
+@pytest.fixture
+def group() -> Iterator[MemoryGroup]:
+    """32 MiB for whoever is put into it; where there is no such thing no VM is made either."""
+    with memory_group(32 * MIB) as made:
+        yield made
+
+
+def test_a_vm_that_the_kernel_ends_for_want_of_memory_says_so(
+    hanok: Cli, daemon: Daemon, group: MemoryGroup
+) -> None:
     daemon.run("web", memory="256M")
     daemon.run("other")
-    with memory_group(32 * MIB) as group:
-        group.take(qemu_of(daemon, "web"))
-        fill(daemon, "web")
-        wait_until(lambda: state(daemon, "web") == "failed", 60, "it is seen")
+    group.take(qemu_of(daemon, "web"))
+    fill(daemon, "web")
+    wait_until(lambda: state(daemon, "web") == "failed", 60, "it is seen")
     reason = daemon.client.vm("web")["reason"]
     assert reason is not None
     assert "QEMU ended by itself: the kernel " in reason
@@ -60,12 +68,11 @@ def test_a_vm_that_the_kernel_ends_for_want_of_memory_says_so(hanok: Cli, daemon
     daemon.empty()
 
 
-def test_its_restart_policy_starts_it_again(daemon: Daemon) -> None:
+def test_its_restart_policy_starts_it_again(daemon: Daemon, group: MemoryGroup) -> None:
     daemon.run("web", memory="256M", restart={"policy": "on-failure"})
-    with memory_group(32 * MIB) as group:
-        group.take(qemu_of(daemon, "web"))
-        fill(daemon, "web")
-        wait_until(lambda: restarts(daemon) == 1, 60, "it was started again")
+    group.take(qemu_of(daemon, "web"))
+    fill(daemon, "web")
+    wait_until(lambda: restarts(daemon) == 1, 60, "it was started again")
     wait_until(lambda: state(daemon, "web") == "ready", 120, "it is ready again")
     reason = daemon.client.vm("web")["restarts"]["reason"]
     assert reason is not None
@@ -77,22 +84,21 @@ def restarts(daemon: Daemon) -> int:
     return int(daemon.client.vm("web")["restarts"]["total"])
 
 
-def test_the_next_daemon_says_so_too(daemon: Daemon) -> None:
+def test_the_next_daemon_says_so_too(daemon: Daemon, group: MemoryGroup) -> None:
     """The VM of an earlier daemon, and one that ended while there was none."""
     daemon.run("adopted", memory="256M")
     daemon.run("alone", memory="256M")
     daemon.kill()
     daemon.start()
-    with memory_group(32 * MIB) as group:
-        group.take(qemu_of(daemon, "adopted"))
-        fill(daemon, "adopted")
-        wait_until(lambda: state(daemon, "adopted") == "failed", 60, "it is seen")
-        pid = qemu_of(daemon, "alone")
-        group.take(pid)
-        begin = "mkdir -p /fill; mount -t tmpfs fill /fill; (sleep 2; " + FILL.split("; ")[-1]
-        daemon.sh("alone", f"{begin}) > /dev/null 2>&1 &")
-        daemon.kill()
-        wait_until(lambda: not is_alive(pid), 60, "the kernel has ended it")
+    group.take(qemu_of(daemon, "adopted"))
+    fill(daemon, "adopted")
+    wait_until(lambda: state(daemon, "adopted") == "failed", 60, "it is seen")
+    pid = qemu_of(daemon, "alone")
+    group.take(pid)
+    begin = "mkdir -p /fill; mount -t tmpfs fill /fill; (sleep 2; " + FILL.split("; ")[-1]
+    daemon.sh("alone", f"{begin}) > /dev/null 2>&1 &")
+    daemon.kill()
+    wait_until(lambda: not is_alive(pid), 60, "the kernel has ended it")
     daemon.start()
     adopted, alone = daemon.client.vm("adopted"), daemon.client.vm("alone")
     assert adopted["state"] == "failed"
