@@ -14,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 #   procps            sysctl, for the tests of networks
 #   ovmf swtpm        EFI firmware and TPMs, for disks that boot by themselves
 #   isolinux syslinux-common   what firmware on Xen loads kernels by
+#   curl              what the tutorial and the how-to pages look at guests with
 packages=(
   python3 python3-venv
   qemu-system-x86 qemu-utils
@@ -23,6 +24,7 @@ packages=(
   openssh-client ca-certificates make git procps
   ovmf swtpm
   isolinux syslinux-common
+  curl
 )
 
 # For guests of arm64.
