@@ -173,18 +173,17 @@ async def _has_addresses(agent: AgentConnection, wanted: frozenset[str]) -> bool
 
 
 async def _one_try(tester: _Tester, probe: GuestProbe, seen: _Seen) -> None:
-    if not await probe.alive():
-        raise _Never(f"the VM stopped before that (seen last: {seen.last})")
-    if (words := probe.panic()) is not None:
-        raise _Never(f"the guest's kernel panicked before that: {words}", _PANIC_HINT)
+    """Test once. Whether the VM still runs is asked only when that fails: it may take its time."""
     seen.tries += 1
     try:
         await tester.test()
-    except _NotYet as error:
-        seen.last = str(error)
-        raise
-    except (OSError, TimeoutError) as error:
-        seen.last = _describe(error)
+    except (_NotYet, OSError, TimeoutError) as error:
+        seen.last = _describe(error) if isinstance(error, OSError) else str(error)
+        if not await probe.alive():
+            raise _Never(f"the VM stopped before that (seen last: {seen.last})") from error
+        if (words := probe.panic()) is not None:
+            told = f"the guest's kernel panicked before that: {words}"
+            raise _Never(told, _PANIC_HINT) from error
         raise _NotYet(seen.last) from error
 
 
