@@ -20,12 +20,14 @@ from hanok.guest.text import printable
 from hanok.guest.wire import LINE_LIMIT, Flood, WireReader, encode_request, parse_reply
 
 # A sync is sent again after these seconds: what was sent before the agent opened its port can be
-# lost (a serial port's FIFO is cleared). What was not lost waits in the port and is all read and
-# answered when the agent opens it, byte by byte where it is a serial one: so the longer a guest has
-# been silent, the longer it is left in peace, by this part of that time.
+# lost (the agent clears what a terminal or a serial port has received). What was not lost waits in
+# the port and is all read and answered when the agent opens it: so the longer a guest has been
+# silent, the longer it is left in peace, by this part of that time; by more of it where each byte
+# costs the guest milliseconds.
 _FIRST_SYNC_WAIT = 0.1
 _USUAL_SYNC_WAIT = 0.5
-_PART_OF_SILENCE = 0.2
+_PART_OF_SILENCE = 0.05
+_PART_WHEN_SLOW = 0.2
 _CLOSE_LIMIT = 5.0
 _SHUTDOWN_LIMIT = 5.0
 
@@ -33,16 +35,20 @@ _SHUTDOWN_LIMIT = 5.0
 class AgentChannel:
     """A connection to a guest agent that stays in step; held open as long as the VM runs.
 
-    An agent without a connection polls its port and costs the guest CPU time.
+    An agent without a connection polls its port and costs the guest CPU time. ``slow``: each byte
+    costs the guest milliseconds.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool = False
+    ) -> None:
         self._wire = WireReader(reader)
         self._writer = writer
         self._lock = asyncio.Lock()
         self._idents = itertools.count(secrets.randbelow(2**30) + 1)
         self._in_step = False
-        self._syncs = _Syncs()
+        self._part = _PART_WHEN_SLOW if slow else _PART_OF_SILENCE
+        self._syncs = _Syncs(self._part)
         self._echoes = False
         self._closed: str | None = None
 
@@ -191,7 +197,7 @@ class AgentChannel:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(syncs.due):
                     await self._receive_sync(syncs.idents)
-                self._syncs = _Syncs()
+                self._syncs = _Syncs(self._part)
                 self._in_step = True
                 return
 
@@ -211,7 +217,7 @@ class AgentChannel:
         """Send a request and return its answer, whatever else comes before it."""
         ident = next(self._idents)
         # An answer to a sync of before would not show that this request's has been passed.
-        self._syncs = _Syncs()
+        self._syncs = _Syncs(self._part)
         await self._send(encode_request(command, arguments, ident))
         while True:
             line = await self._wire.read_line(idle, longest)
@@ -228,7 +234,7 @@ class AgentChannel:
     async def _shut_down(self) -> None:
         request = next(self._idents)
         sync = next(self._idents)
-        self._syncs = _Syncs()
+        self._syncs = _Syncs(self._part)
         await self._send(encode_request("guest-shutdown", {"mode": "powerdown"}, request))
         await self._send_sync(sync)
         with contextlib.suppress(TimeoutError, AgentUnavailable):
@@ -245,9 +251,10 @@ class AgentChannel:
 
 
 class _Syncs:
-    """The syncs that no answer has come to; times are the event loop's."""
+    """The syncs that no answer has come to; times are the event loop's. ``part``: of a silence."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: float) -> None:
+        self._part = part
         self.idents: set[int] = set()
         self.due = 0.0
         self._since = 0.0
@@ -258,7 +265,7 @@ class _Syncs:
         if not self.idents:
             self._since = now
         self.idents.add(ident)
-        self.due = now + max(self._wait, _PART_OF_SILENCE * (now - self._since))
+        self.due = now + max(self._wait, self._part * (now - self._since))
         self._wait = min(2 * self._wait, _USUAL_SYNC_WAIT)
 
 

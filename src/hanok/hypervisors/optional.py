@@ -18,10 +18,11 @@ from hanok.model.network import Plug
 
 @dataclass(frozen=True)
 class Stream:
-    """A byte stream into a guest."""
+    """A byte stream into a guest; ``slow``: each byte costs the guest milliseconds."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    slow: bool = False
 
 
 class NotLive(HypervisorError):

@@ -121,7 +121,7 @@ class Guests:
                 return None
             with contextlib.suppress(AgentUnavailable):
                 stream = await hypervisor.open_agent(session.record.uuid)
-                session.agent = AgentConnection(stream.reader, stream.writer)
+                session.agent = AgentConnection(stream.reader, stream.writer, slow=stream.slow)
             return session.agent
 
     async def disconnect(self, uuid: str) -> None:
