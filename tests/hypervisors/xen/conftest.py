@@ -12,10 +12,17 @@ from tests.hypervisors.xen.stand_in import FakeXen, Wires
 
 
 @pytest.fixture
-async def xen() -> AsyncIterator[FakeXen]:
+async def xen(xenstore: Path) -> AsyncIterator[FakeXen]:
     played = FakeXen()
+    await played.xenstored.start(xenstore)
     yield played
     await played.close()
+
+
+@pytest.fixture
+def xenstore(short_tmp: Path) -> Path:
+    """Where the played xenstored listens."""
+    return short_tmp / "xenstore"
 
 
 @pytest.fixture
@@ -24,7 +31,9 @@ def wires() -> Wires:
 
 
 @pytest.fixture
-async def driver(xen: FakeXen, wires: Wires, tmp_path: Path) -> AsyncIterator[XenHypervisor]:
-    made = XenHypervisor(xen, tmp_path, wires)
+async def driver(
+    xen: FakeXen, wires: Wires, tmp_path: Path, xenstore: Path
+) -> AsyncIterator[XenHypervisor]:
+    made = XenHypervisor(xen, tmp_path, wires, xenstore=xenstore)
     yield made
     await made.close()

@@ -1,4 +1,4 @@
-"""Xen's programs as the driver sees them, without Xen: a runner that keeps domains in memory.
+"""Xen as the driver sees it, without Xen: a runner that keeps domains in memory, and a xenstore.
 
 The printed forms are those recorded from Xen 4.17. A domain's device model is a real process, so
 that its death can be tried.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,10 @@ class FakeXen:
     numbers: int = 0
     restless: int = 0
     creates: asyncio.Event | None = None
-    watcher: Callable[[str], None] | None = None
+    xenstored: PlayedXenstored = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.xenstored = PlayedXenstored(self.store)
 
     async def run(
         self,
@@ -84,10 +88,6 @@ class FakeXen:
         self.calls.append(command)
         if self.refuse is not None and command[: len(self.refuse)] == self.refuse:
             return Completed(command, 1, b"", b"libxl: error: it was refused\n")
-        if "xenstore-watch" in command:
-            self.watcher = on_line
-            self.tell()  # as xenstored does for each new watch
-            await asyncio.Event().wait()
         if command[:2] == ("xl", "create"):
             *fds, text = pass_fds
             assert command[-1] == f"/proc/self/fd/{text}"
@@ -105,6 +105,7 @@ class FakeXen:
         self.domains[self.numbers] = Fake(self.numbers, config, process, fds, env)
         path = f"/local/domain/{self.numbers}/image/device-model-pid"
         self.store[path] = str(process.pid)
+        self.store[f"/local/domain/{self.numbers}/vm"] = f"/vm/{config['uuid']}"
 
     async def answer(self, command: tuple[str, ...]) -> Completed:  # noqa: C901
         out, status = "", 0
@@ -132,13 +133,9 @@ class FakeXen:
                 await self.shut_down(int(domid), 0)
             case ("xl", "dmesg"):
                 out = self.dmesg
-            case ("xenstore-read", path):
-                out, status = self.store.get(path, "") + "\n", int(path not in self.store)
             case ("xenstore-ls", "-f", path):
                 below = {p: v for p, v in self.store.items() if p.startswith(f"{path}/")}
                 out = "".join(f'{p} = "{v}"\n' for p, v in below.items())
-            case ("xenstore-write", path, value):
-                self.store[path] = value
             case ("xl", "vcpu-set" | "mem-set", _, _):
                 pass
             case ("xl", "block-attach", domid, text):
@@ -170,8 +167,7 @@ class FakeXen:
         self.tell()
 
     def tell(self) -> None:
-        if self.watcher is not None:
-            self.watcher("@releaseDomain")
+        self.xenstored.tell("@releaseDomain")
 
     async def spawn(
         self,
@@ -191,6 +187,75 @@ class FakeXen:
             pid = self.domains[domid].device_model.pid
             await self.destroy(domid)
             await kill_and_wait(pid)
+        await self.xenstored.stop()
+
+
+HEADER = struct.Struct("=4I")  # xs_wire.h: type, request, transaction, length
+DIRECTORY, READ, WATCH, WRITE, EVENT, ERROR = 1, 2, 4, 11, 15, 16
+
+
+class PlayedXenstored:
+    """Serves ``store`` over a socket; the bytes are those that oxenstored of Xen 4.17 was seen to
+    answer with. ``refuses``: what each request is refused with."""
+
+    def __init__(self, store: dict[str, str]) -> None:
+        self.store = store
+        self.refuses = b""
+        self.mute = False
+        self.connections = 0
+        self._watchers: list[tuple[asyncio.StreamWriter, bytes]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, path)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+        self._watchers.clear()
+
+    def tell(self, path: str) -> None:
+        for writer, token in self._watchers:
+            _send(writer, EVENT, path.encode() + b"\0" + token + b"\0")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                kind, *_, length = HEADER.unpack(await reader.readexactly(HEADER.size))
+                path, _, rest = (await reader.readexactly(length)).partition(b"\0")
+                if not self.mute:
+                    self._answer(writer, kind, path.decode(), rest)
+
+    def _answer(self, writer: asyncio.StreamWriter, kind: int, path: str, rest: bytes) -> None:
+        below = {
+            p[len(path) + 1 :].partition("/")[0] for p in self.store if p.startswith(f"{path}/")
+        }
+        if self.refuses:
+            return _send(writer, ERROR, self.refuses)
+        if kind == WATCH:
+            token = rest.rstrip(b"\0")
+            self._watchers.append((writer, token))
+            _send(writer, WATCH, b"OK\0")
+            return _send(writer, EVENT, path.encode() + b"\0" + token + b"\0")
+        if kind == WRITE:
+            self.store[path] = rest.decode()
+            return _send(writer, WRITE, b"OK\0")
+        if kind == READ and path in self.store:
+            return _send(writer, READ, self.store[path].encode())
+        if kind == DIRECTORY and below:
+            return _send(writer, DIRECTORY, b"".join(name.encode() + b"\0" for name in below))
+        return _send(writer, ERROR, b"ENOENT\0")
+
+
+def _send(writer: asyncio.StreamWriter, kind: int, payload: bytes) -> None:
+    writer.write(HEADER.pack(kind, 0, 0, len(payload)) + payload)
 
 
 @dataclass

@@ -13,40 +13,66 @@ from hanok.hypervisors.xen.backing import Backing, check_backing, read_backing
 from hanok.hypervisors.xen.covers import cover, remove_covers
 from hanok.model.image import DiskFormat
 from hanok.proc import SystemRunner
+from hanok.units import MIB
 from tests.hypervisors.xen.test_config import FULL, HYBRID
 
 pytestmark = pytest.mark.vm  # needs qemu-img
 
 
-async def test_a_read_only_disk_is_covered_and_never_written(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 256
-    seed = Disk("seed", tmp_path / "seed.iso", DiskFormat.RAW, read_only=True)
-    seed.path.write_bytes(content)
+@pytest.mark.parametrize("format", [DiskFormat.RAW, DiskFormat.QCOW2])
+async def test_a_read_only_disk_is_covered_and_never_written(
+    tmp_path: Path, format: DiskFormat
+) -> None:
+    seed = _read_only(tmp_path, format, 1 * MIB)
+    seed.path.chmod(0o640)
+    content = seed.path.read_bytes()
     machine = dataclasses.replace(HYBRID, folder=tmp_path, disks=(seed,))
-    covered = await cover(machine, SystemRunner())
-    (disk,) = covered.disks
+    (disk,) = (await cover(machine, SystemRunner())).disks
     check_backing(disk)
-    assert read_backing(disk.path) == Backing(str(seed.path), "raw")
     assert not disk.read_only
-    subprocess.run(
-        ["qemu-io", "-f", "qcow2", "-c", "write -P 0xaa 0 64k", str(disk.path)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    assert disk.format is format
+    if format is DiskFormat.RAW:  # a copy, of what may be secret
+        assert disk.path.read_bytes() == content
+        assert disk.path.stat().st_mode & 0o777 == 0o600
+    _io(disk, "write -P 0xaa 0 64k")
     assert seed.path.read_bytes() == content
 
     # What a guest wrote is gone at the next start.
     (again,) = (await cover(machine, SystemRunner())).disks
     assert again == disk
-    shown = subprocess.run(
-        ["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x00 0 1", str(disk.path)],
+    assert "failed" not in _io(again, "read -P 0x17 0 64k")
+    remove_covers(tmp_path)
+    assert list(tmp_path.iterdir()) == [seed.path]
+
+
+async def test_a_large_disk_is_not_copied(tmp_path: Path) -> None:
+    large = _read_only(tmp_path, DiskFormat.RAW, 17 * MIB)
+    machine = dataclasses.replace(HYBRID, folder=tmp_path, disks=(large,))
+    (disk,) = (await cover(machine, SystemRunner())).disks
+    check_backing(disk)
+    assert read_backing(disk.path) == Backing(str(large.path), "raw")
+    assert disk.path.stat().st_blocks * 512 < 1 * MIB
+    assert "failed" not in _io(disk, "read -P 0x17 0 64k")
+
+
+def _read_only(folder: Path, format: DiskFormat, size: int) -> Disk:
+    """Return a disk that begins with 64 KiB of 0x17."""
+    disk = Disk("seed", folder / f"seed.{format}", format, read_only=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", str(format), disk.path, str(size)], check=True
+    )
+    _io(disk, "write -P 0x17 0 64k")
+    return disk
+
+
+def _io(disk: Disk, command: str) -> str:
+    done = subprocess.run(
+        ["qemu-io", "-f", str(disk.format), "-c", command, str(disk.path)],
         capture_output=True,
         check=True,
         text=True,
     )
-    assert "Pattern verification failed" not in shown.stdout
-    remove_covers(tmp_path)
-    assert list(tmp_path.iterdir()) == [seed.path]
+    return done.stdout
 
 
 async def test_disks_that_a_guest_may_write_and_those_of_mode_full_stay(tmp_path: Path) -> None:

@@ -91,22 +91,22 @@ async def test_a_cancelled_start_comes_to_its_end_and_is_known(
 
 
 async def test_a_domain_that_was_never_let_go_is_no_machine(
-    driver: XenHypervisor, xen: FakeXen, machine: Machine
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, xenstore: Path
 ) -> None:
     await driver.start(machine)
     await driver.close()
     xen.domains[1].paused = True
     del xen.store["/libxl/1/hanok"]
-    second = XenHypervisor(xen, machine.folder, Wires())
+    second = XenHypervisor(xen, machine.folder, Wires(), xenstore=xenstore)
     assert await second.adopt(machine) is RunState.ABSENT
     assert xen.domains == {}
     await second.close()
 
 
 async def test_only_machines_of_this_data_directory_are_swept(
-    driver: XenHypervisor, xen: FakeXen, machine: Machine, tmp_path: Path
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, tmp_path: Path, xenstore: Path
 ) -> None:
-    other = XenHypervisor(xen, tmp_path / "other", Wires())
+    other = XenHypervisor(xen, tmp_path / "other", Wires(), xenstore=xenstore)
     second = dataclasses.replace(machine, uuid="99999999-2222-3333-4444-555555555555")
     third = dataclasses.replace(machine, uuid="88888888-2222-3333-4444-555555555555")
     await driver.start(machine)
@@ -132,12 +132,12 @@ async def test_a_power_off_is_seen_told_and_cleaned_up(
 
 
 async def test_a_power_off_while_no_daemon_ran_is_seen_by_the_next(
-    driver: XenHypervisor, xen: FakeXen, machine: Machine
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, xenstore: Path
 ) -> None:
     await driver.start(machine)
     await driver.close()
     await xen.shut_down(1, 0)
-    second = XenHypervisor(xen, machine.folder, Wires())
+    second = XenHypervisor(xen, machine.folder, Wires(), xenstore=xenstore)
     assert await second.adopt(machine) is RunState.ABSENT
     assert xen.domains == {}
     await second.close()
@@ -242,6 +242,41 @@ async def test_xen_itself_says_what_runs(
     await driver.kill(machine.uuid)
     with pytest.raises(HypervisorError):
         await driver.testify(machine.uuid)
+
+
+async def test_a_start_looks_for_the_domain_only_when_nobody_has_just_looked(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine
+) -> None:
+    assert await driver.adopt(machine) is RunState.ABSENT
+    looks = xen.calls.count(("xl", "list", "-v"))
+    await driver.start(machine)
+    assert xen.calls.count(("xl", "list", "-v")) == looks
+    await driver.start(machine)  # it runs
+    assert list(xen.domains) == [1]
+    await driver.kill(machine.uuid)
+    await driver.start(machine)
+    assert xen.calls.count(("xl", "list", "-v")) > looks
+    assert list(xen.domains) == [2]
+
+
+async def test_what_a_restarted_guest_is_is_asked_anew(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine
+) -> None:
+    await driver.start(machine)
+    await xen.shut_down(1, 1)
+    await next_event(driver, "reset")
+    await driver.testify(machine.uuid)
+    assert xen.calls[-1] == ("xl", "list", "-l", "2")
+
+
+async def test_an_end_is_seen_after_xenstored_was_restarted(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, xenstore: Path
+) -> None:
+    await driver.start(machine)
+    await xen.xenstored.stop()
+    await xen.xenstored.start(xenstore)
+    await xen.shut_down(1, 0)  # nobody is told
+    assert await driver.wait_stopped(machine.uuid, LIMIT)
 
 
 async def test_statistics_count_the_device_model(

@@ -14,15 +14,22 @@ from tests.daemon.harness import wait_until
 
 
 @pytest.mark.skipif(is_dom0(), reason="the real one runs there")
-def test_consoles_are_served_while_xenconsoled_runs(tmp_path: Path) -> None:
-    assert not consoles_served()
+@pytest.mark.parametrize("told", [True, False])
+def test_consoles_are_served_while_xenconsoled_runs(tmp_path: Path, told: bool) -> None:
+    """Whether or not it has written its number; one of before may be another's now."""
+    numbers = tmp_path / "xenconsoled.pid"
+    assert not consoles_served(numbers)
+    numbers.write_text("1\n")
+    assert not consoles_served(numbers)
     sleep = shutil.which("sleep")
     assert sleep is not None
     daemon = tmp_path / "xenconsoled"
     daemon.symlink_to(sleep)
     with subprocess.Popen([daemon, "60"]) as process:
         try:
-            wait_until(consoles_served, 10, "a process of that name is seen")
+            if told:
+                numbers.write_text(f"{process.pid}\n")
+            wait_until(lambda: consoles_served(numbers), 10, "a process of that name is seen")
         finally:
             process.kill()
-    assert not consoles_served()
+    assert not consoles_served(numbers)

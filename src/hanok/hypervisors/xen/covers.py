@@ -1,28 +1,34 @@
-"""Read-only disks of PV and PVH domains: each gets an overlay that is thrown away.
+"""Read-only disks of PV and PVH domains: each gets a copy or an overlay that is thrown away.
 
 QEMU's back end (7.2) opens the file of a read-only disk so, and then wants to write to it. As a CD
 it serves it, which guests in an HVM container, PVH ones too, leave alone (Linux,
 drivers/block/xen-blkfront.c). So the guest may write, into a file of its own; what is below,
-perhaps shared, is opened for reading only, as the base of any overlay.
+perhaps shared, is opened for reading only, as the base of any overlay. A small one, such as a seed,
+is copied: that starts no program.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 from hanok.hypervisors.base import Disk, Machine
 from hanok.model.image import Base, DiskFormat
 from hanok.model.vm import Mode
 from hanok.proc import Runner
+from hanok.units import MIB
 
-_SUFFIX = ".cover.qcow2"
+_MARK = ".cover."
+_COPIED = 16 * MIB
 
 
 async def cover(machine: Machine, runner: Runner) -> Machine:
     """Return ``machine`` with covers, made anew, in place of its read-only disks.
 
-    Raises CommandFailed.
+    Raises CommandFailed and OSError.
     """
     if machine.mode is Mode.FULL:
         return machine
@@ -34,8 +40,11 @@ async def cover(machine: Machine, runner: Runner) -> Machine:
 async def _covered(disk: Disk, machine: Machine, runner: Runner) -> Disk:
     if not disk.read_only:
         return disk
-    path = machine.folder / f"{disk.name}{_SUFFIX}"
+    path = machine.folder / f"{disk.name}{_MARK}{_format_of_cover(disk)}"
     path.unlink(missing_ok=True)
+    if _is_copied(disk):
+        await asyncio.to_thread(_copy, disk.path, path)
+        return dataclasses.replace(disk, path=path, read_only=False)
     await runner.run(
         [
             *("qemu-img", "create", "-q", "-f", "qcow2"),
@@ -48,7 +57,22 @@ async def _covered(disk: Disk, machine: Machine, runner: Runner) -> Disk:
     )
 
 
+def _is_copied(disk: Disk) -> bool:
+    return disk.format is DiskFormat.RAW and disk.path.stat().st_size <= _COPIED
+
+
+def _format_of_cover(disk: Disk) -> DiskFormat:
+    return DiskFormat.RAW if _is_copied(disk) else DiskFormat.QCOW2
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what may be secret, as a seed is, to a file of root's alone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with source.open("rb") as there, os.fdopen(os.open(target, flags, 0o600), "wb") as here:
+        shutil.copyfileobj(there, here)
+
+
 def remove_covers(folder: Path) -> None:
     """Remove the covers of a machine's folder."""
-    for path in folder.glob(f"*{_SUFFIX}"):
+    for path in folder.glob(f"*{_MARK}*"):
         path.unlink(missing_ok=True)

@@ -44,6 +44,7 @@ from hanok.hypervisors.xen.overhead import check_dom0, overhead
 from hanok.hypervisors.xen.parse import DomainState, ShutdownReason, XenInfo
 from hanok.hypervisors.xen.toolstack import Toolstack, is_dom0
 from hanok.hypervisors.xen.wiring import Wiring
+from hanok.hypervisors.xen.xenstore import SOCKET
 from hanok.model.host import HostShare, HypervisorFacts
 from hanok.model.network import Plug
 from hanok.model.vm import Mode
@@ -51,7 +52,8 @@ from hanok.proc import Owner, Runner
 
 _log = logging.getLogger(__name__)
 OWNER_KIND = "vm"
-_LOOK = 5.0
+# Xenstore tells of ends; this is for what it may have failed to tell.
+_LOOK = 15.0
 _FRESH = 2.0
 _CRASHED = (ShutdownReason.CRASH, ShutdownReason.WATCHDOG)
 
@@ -62,7 +64,7 @@ class XenHypervisor:
     ``home`` is the data directory that marks the device models' processes; ``wiring`` plugs cards
     into networks, and is not needed by machines without any. ``confinement``: what this host has
     to confine device models, looked for when it is None. ``loader``: the host's ISOLINUX. ``uefi``:
-    the files that may be its UEFI firmware for domains.
+    the files that may be its UEFI firmware for domains. ``xenstore``: the socket of its daemon.
     """
 
     name: ClassVar[str] = "xen"
@@ -76,18 +78,21 @@ class XenHypervisor:
         confinement: Confinement | None = None,
         loader: Loader | None = None,
         uefi: Sequence[Path] = firmware.FILES,
+        xenstore: Path = SOCKET,
     ) -> None:
         self._confinement = find_confinement() if confinement is None else confinement
         self._loader = Loader() if loader is None else loader
         self._uefi = uefi
         self._runner = runner
-        self._xen = Toolstack(runner)
+        self._xen = Toolstack(runner, xenstore)
         self._home = home
         self._wiring = wiring
         self._info: XenInfo | None = None
         self._dom0: DomainState | None = None
         self._seen_at = 0.0
         self._domains: dict[str, Domain] = {}
+        # Machines that adopt has just found to have no domain.
+        self._absent: set[str] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._events = EventQueue()
         self._looking: asyncio.Task[None] | None = None
@@ -162,9 +167,11 @@ class XenHypervisor:
     async def start(self, machine: Machine, taps: tuple[Plug, ...] = ()) -> None:
         """See Hypervisor.start. Raises InvalidInput too, for what cannot be said to xl."""
         async with self._locks[machine.uuid]:
-            if await self._find(machine) is not None:
+            if machine.uuid not in self._absent and await self._find(machine) is not None:
                 return
-            self._keep(machine, await to_its_end(self._create(machine, descriptors(taps))))
+            self._absent.discard(machine.uuid)
+            place = await to_its_end(self._create(machine, descriptors(taps)))
+            self._keep(machine, place).ask_type()
 
     async def _create(self, machine: Machine, taps: Sequence[int]) -> Place:
         """Create the domain and let it go; nothing of it is left when that fails."""
@@ -181,13 +188,13 @@ class XenHypervisor:
             config = build_config(covered, fds, self._confinement, disc, uefi)
             owner = Owner(str(self._home), OWNER_KIND, machine.uuid)
             await self._xen.create(config, owner, fds)
-            seen = await self._xen.find(machine.uuid)
-            if seen is None:
+            domid = await self._xen.domid_of(machine.uuid)
+            if domid is None:
                 raise HypervisorError(f"the domain of {machine.name} was gone at once")
-            place = await place_of(self._xen, seen.domid)
-            await self._plug(machine, seen.domid)
-            await self._xen.write(_mark(seen.domid), f"{machine.uuid}:{self._home}")
-            await self._xen.unpause(seen.domid)
+            place = await place_of(self._xen, domid)
+            await self._plug(machine, domid)
+            await self._xen.write(_mark(domid), f"{machine.uuid}:{self._home}")
+            await self._xen.unpause(domid)
         except BaseException as error:
             await end_domain(self._xen, machine.uuid, None)
             words = last_words(domain_name(machine.name, machine.uuid))
@@ -223,6 +230,7 @@ class XenHypervisor:
             domain = await self._find(machine)
         if domain is None:
             await asyncio.to_thread(remove_traces, machine)
+            self._absent.add(machine.uuid)
             return RunState.ABSENT
         return await self.state(machine.uuid)
 
@@ -337,7 +345,7 @@ class XenHypervisor:
 
     async def testify(self, uuid: str) -> str:
         """See CanTestify.testify: what Xen's own tools say."""
-        return await self._xen.domain_type(self._running(uuid).domid)
+        return await self._running(uuid).type()
 
     async def wait_stopped(self, uuid: str, timeout: float) -> bool:
         """See Hypervisor.wait_stopped."""
@@ -420,6 +428,7 @@ class XenHypervisor:
         self._events.close()
         for domain in domains:
             domain.unwatch()
+        await self._xen.close()
 
     # --- what becomes of domains ------------------------------------------------------------
 
@@ -433,7 +442,7 @@ class XenHypervisor:
                         await self._changed.wait()
                 self._changed.clear()
                 await self._look()
-                if watching.done():  # xenstored was restarted, or the program was killed
+                if watching.done():  # xenstored was restarted
                     watching = asyncio.create_task(self._xen.watch_ends(self._changed.set))
         finally:
             watching.cancel()

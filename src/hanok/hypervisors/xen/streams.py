@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import tty
 from pathlib import Path
 
-import psutil
-
 from hanok.errors import HypervisorError
 from hanok.hypervisors.optional import Stream
 
 _CONNECT_LIMIT = 10.0
+_CONSOLES = "xenconsoled"
+_PID_FILE = Path("/run/xenconsoled.pid")
 
 
-async def open_socket(path: Path) -> Stream:
-    """Connect to a unix socket. Raises HypervisorError."""
+async def open_socket(path: Path, *, slow: bool = False) -> Stream:
+    """Connect to a unix socket; ``slow``: see Stream. Raises HypervisorError."""
     try:
         async with asyncio.timeout(_CONNECT_LIMIT):
-            return Stream(*await asyncio.open_unix_connection(path))
+            return Stream(*await asyncio.open_unix_connection(path), slow)
     except (OSError, TimeoutError) as error:
         raise HypervisorError(f"{path.name} cannot be opened: {error}") from error
 
@@ -34,9 +35,25 @@ class _Terminal(asyncio.StreamReaderProtocol):
         super().connection_lost(None if ended else exc)
 
 
-def consoles_served() -> bool:
-    """Return whether xenconsoled runs, the daemon that has the terminals of PV and PVH domains."""
-    return any(process.info["name"] == "xenconsoled" for process in psutil.process_iter(["name"]))
+def consoles_served(pid_file: Path = _PID_FILE) -> bool:
+    """Return whether xenconsoled runs, the daemon that has the terminals of PV and PVH domains.
+
+    ``pid_file`` is where Debian's start of it writes its number; all processes are looked at only
+    when it is not there: in an emulated Dom0 that takes a second.
+    """
+    with contextlib.suppress(OSError):
+        if _name_of(pid_file.read_text().strip()) == _CONSOLES:
+            return True
+    return any(_name_of(entry.name) == _CONSOLES for entry in os.scandir("/proc"))
+
+
+def _name_of(pid: str) -> str:
+    if not pid.isdigit():
+        return ""
+    try:
+        return Path("/proc", pid, "comm").read_text().rstrip("\n")
+    except OSError:  # it has ended
+        return ""
 
 
 async def open_terminal(path: str) -> Stream:

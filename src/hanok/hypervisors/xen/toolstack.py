@@ -1,4 +1,4 @@
-"""Xen's own programs, each call a process: ``xl`` and the xenstore tools."""
+"""What is asked of Xen: by ``xl``, each call a process, and of xenstore."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hanok.hypervisors.xen.parse import (
     parse_info,
     parse_store,
 )
+from hanok.hypervisors.xen.xenstore import SOCKET, XenStore
 from hanok.proc import OWNER_VARIABLE, Owner, Runner
 
 _CAPABILITIES = Path("/proc/xen/capabilities")
@@ -24,9 +25,9 @@ _CAPABILITIES = Path("/proc/xen/capabilities")
 # an emulated one that is busy.
 _CREATE_LIMIT = 300.0
 _LIMIT = 60.0
+_DOMAINS = "/local/domain"
 # What libxl says when nobody makes a new domain's console.
 _NO_CONSOLE = "console tty: timed out"
-_FOR_EVER = 10 * 365 * 24 * 3600.0
 # Lines of xl that say nothing of why it failed. The second is the drop of the channel that is
 # there to be dropped (see config.py).
 _NOISE = re.compile(
@@ -43,11 +44,12 @@ def is_dom0(capabilities: Path = _CAPABILITIES) -> bool:
 
 
 class Toolstack:
-    """What can be asked of Xen. Each method raises HypervisorError with what the program said,
-    and HostError when the program is missing or does not end."""
+    """What can be asked of Xen. Each method raises HypervisorError with what was said to it,
+    and HostError when a program is missing or does not end. ``xenstore``: its daemon's socket."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, xenstore: Path = SOCKET) -> None:
         self._runner = runner
+        self._store = XenStore(xenstore)
         self._listing: asyncio.Task[list[DomainState]] | None = None
 
     async def info(self) -> XenInfo:
@@ -70,6 +72,17 @@ class Toolstack:
         """Return the domain with this uuid, one that is going away included."""
         found = [domain for domain in await self.domains() if domain.uuid == uuid.lower()]
         return found[0] if found else None
+
+    async def domid_of(self, uuid: str) -> int | None:
+        """Return the number of the domain with this uuid, None when xenstore has no such domain.
+
+        It knows those that are alive only, and nothing of how they are: see ``find``.
+        """
+        numbers = [int(n) for n in await self._store.children(_DOMAINS) if n.isdigit()]
+        for number in sorted(numbers, reverse=True):  # the last one made is asked for
+            if await self._store.read(f"{_DOMAINS}/{number}/vm") == f"/vm/{uuid.lower()}":
+                return number
+        return None
 
     async def domain_type(self, domid: int) -> str:
         """Return pv, pvh or hvm, as Xen runs this domain. Raises HypervisorError without it."""
@@ -159,14 +172,11 @@ class Toolstack:
 
     async def read(self, path: str) -> str | None:
         """Return a value of xenstore, None when there is no such node."""
-        try:
-            return (await self._run("xenstore-read", path)).rstrip("\n")
-        except HypervisorError:
-            return None
+        return await self._store.read(path)
 
     async def write(self, path: str, value: str) -> None:
         """Write a value into xenstore."""
-        await self._run("xenstore-write", path, value)
+        await self._store.write(path, value)
 
     async def tree(self, path: str) -> dict[str, str]:
         """Return the nodes of xenstore below ``path``; none when there is no such node."""
@@ -178,14 +188,13 @@ class Toolstack:
     async def watch_ends(self, seen: Callable[[], None]) -> None:
         """Call ``seen`` once at the start, and whenever a domain has ended or shut down.
 
-        Returns when the program that watches has ended. It ends with this process.
+        Returns when xenstore's daemon has hung up, at once when there is none.
         """
-        await self._runner.run(
-            ["setpriv", "--pdeathsig", "KILL", "xenstore-watch", "@releaseDomain"],
-            timeout=_FOR_EVER,
-            check=False,
-            on_line=lambda _: seen(),
-        )
+        await self._store.watch("@releaseDomain", seen)
+
+    async def close(self) -> None:
+        """Let go of xenstore."""
+        await self._store.close()
 
     async def _xl(self, *arguments: str) -> str:
         return await self._run("xl", *arguments)
