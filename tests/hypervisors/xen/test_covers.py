@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hanok.errors import HostError
 from hanok.hypervisors.base import Disk
 from hanok.hypervisors.xen.backing import Backing, check_backing, read_backing
 from hanok.hypervisors.xen.covers import cover, remove_covers
@@ -53,6 +54,13 @@ async def test_a_large_disk_is_not_copied(tmp_path: Path) -> None:
     assert read_backing(disk.path) == Backing(str(large.path), "raw")
     assert disk.path.stat().st_blocks * 512 < 1 * MIB
     assert "failed" not in _io(disk, "read -P 0x17 0 64k")
+
+
+async def test_a_copy_that_cannot_be_made_says_where(tmp_path: Path) -> None:
+    seed = _read_only(tmp_path, DiskFormat.RAW, 1 * MIB)
+    machine = dataclasses.replace(HYBRID, folder=tmp_path / "gone", disks=(seed,))
+    with pytest.raises(HostError, match=r"gone/seed.cover.raw could not be written: No such"):
+        await cover(machine, SystemRunner())
 
 
 def _read_only(folder: Path, format: DiskFormat, size: int) -> Disk:

@@ -10,7 +10,7 @@ import pytest
 
 from hanok.errors import HostError, HypervisorError, TimedOut
 from hanok.hypervisors.xen import xenstore as module
-from hanok.hypervisors.xen.toolstack import is_dom0
+from hanok.hypervisors.xen.toolstack import Toolstack, is_dom0
 from hanok.hypervisors.xen.xenstore import SOCKET, XenStore
 from tests.hypervisors.xen.stand_in import FakeXen, PlayedXenstored
 
@@ -35,6 +35,20 @@ async def test_values_are_written_read_and_listed(store: XenStore, played: Playe
     assert await store.read("/libxl/7/hanok") == f"{UUID}:/a folder/é"
     assert await store.children("/libxl") == ["7"]
     assert played.connections == 1
+
+
+async def test_a_domain_is_found_among_too_many_for_one_answer(
+    xen: FakeXen, played: PlayedXenstored, xenstore: Path
+) -> None:
+    xen.create(f'name = "a"\nuuid = "{UUID}"\nmemory = 1\nvcpus = 1\n', (), {})
+    toolstack = Toolstack(xen, xenstore)
+    assert await toolstack.domid_of(UUID) == 1
+    assert await toolstack.domid_of(UUID.replace("1", "2")) is None
+    assert xen.calls == []
+    played.refuses = b"E2BIG\0"
+    assert await toolstack.domid_of(UUID) == 1
+    assert await toolstack.domid_of(UUID.replace("1", "2")) is None
+    await toolstack.close()
 
 
 async def test_what_is_not_there_is_none(store: XenStore) -> None:
@@ -107,6 +121,12 @@ async def test_a_watch_tells_of_each_change_until_the_daemon_ends(
         await seen.get()
         await played.stop()
         await watching
+
+
+async def test_a_watch_that_is_refused_ends(store: XenStore, played: PlayedXenstored) -> None:
+    played.refuses = b"EQUOTA\0"
+    async with asyncio.timeout(10):
+        await store.watch("@releaseDomain", lambda: None)
 
 
 async def test_a_watch_without_a_daemon_ends(tmp_path: Path) -> None:

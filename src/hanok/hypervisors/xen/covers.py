@@ -15,6 +15,7 @@ import os
 import shutil
 from pathlib import Path
 
+from hanok.errors import HostError
 from hanok.hypervisors.base import Disk, Machine
 from hanok.model.image import Base, DiskFormat
 from hanok.model.vm import Mode
@@ -28,7 +29,7 @@ _COPIED = 16 * MIB
 async def cover(machine: Machine, runner: Runner) -> Machine:
     """Return ``machine`` with covers, made anew, in place of its read-only disks.
 
-    Raises CommandFailed and OSError.
+    Raises CommandFailed, and HostError for a copy that cannot be made.
     """
     if machine.mode is Mode.FULL:
         return machine
@@ -43,7 +44,10 @@ async def _covered(disk: Disk, machine: Machine, runner: Runner) -> Disk:
     path = machine.folder / f"{disk.name}{_MARK}{_format_of_cover(disk)}"
     path.unlink(missing_ok=True)
     if _is_copied(disk):
-        await asyncio.to_thread(_copy, disk.path, path)
+        try:
+            await asyncio.to_thread(_copy, disk.path, path)
+        except OSError as error:
+            raise HostError(f"{path} could not be written: {error.strerror}") from error
         return dataclasses.replace(disk, path=path, read_only=False)
     await runner.run(
         [

@@ -95,16 +95,16 @@ class XenStore:
     async def watch(self, path: str, seen: Callable[[], None]) -> None:
         """Call ``seen`` once at the start and whenever something becomes of ``path``.
 
-        Returns when the daemon has hung up, at once when there is none.
+        Returns when the daemon has hung up, at once when there is none or it refuses.
         """
         try:
             connection = await self._connect()
         except OSError:
             return
         try:
-            await connection.ask(_Kind.WATCH, f"{path}\0hanok\0".encode())
+            answer = await connection.ask(_Kind.WATCH, f"{path}\0hanok\0".encode())
             seen()
-            while True:
+            while answer.kind != _Kind.ERROR:
                 await connection.receive()
                 seen()
         except (OSError, EOFError):
