@@ -7,11 +7,13 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from hanok.cli import planwork
+from hanok.cli.base import Session
 from hanok.errors import HostError
 from tests.cli.conftest import Hanok
 from tests.consolidation.fleets import usage
@@ -182,11 +184,27 @@ def test_ctrl_c_gives_the_best_so_far(hanok: Hanok, folder: Path) -> None:
         if b"Ctrl-C stops with the best" in line:
             running.send_signal(signal.SIGINT)
             break
-    out, _ = running.communicate(timeout=120)
-    assert running.returncode == 0
+    out, told = running.communicate(timeout=120)
+    assert running.returncode == 0, told
+    assert b"Stopping with the best plan so far" in told
     assert b"(stopped early)" in out
     found = json.loads((folder / "out/plan.json").read_text())["search"]
     assert (found["stopped"], found["reproducible"]) == (True, False)
+
+
+def test_ctrl_c_is_answered_by_the_search_and_not_by_its_handler() -> None:
+    """It may have come in the middle of a line that is being written."""
+    lines: list[str] = []
+    session = cast(Session, SimpleNamespace(out=SimpleNamespace(note=lines.append)))
+    with planwork.stoppable(session) as stop:
+        assert not stop.heed()
+        signal.raise_signal(signal.SIGINT)
+        assert lines == []
+        assert stop.heed()
+        assert stop.heed()
+        assert len(lines) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_what_is_missing_is_told_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

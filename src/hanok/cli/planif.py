@@ -104,10 +104,10 @@ def _try_all(
     columns = []
     with planwork.stoppable(session) as stop:
         for number, case in enumerate(cases):
-            if stop.asked:
+            if stop.heed():
                 break
             steps.tell(f"{case.text} ({number + 1} of {len(cases)})", number / len(cases))
-            asked = Effort(moves, stop=lambda: stop.asked)
+            asked = Effort(moves, stop=stop.heed)
             tried = try_case(case, fleet, known, asked, base.search.objective, base.search.seed)
             columns.append(_column_of_case(tried, base))
     return columns

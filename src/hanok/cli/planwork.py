@@ -83,21 +83,33 @@ class Steps:
 
 @dataclass
 class Stop:
-    """Whether the search was asked to end."""
+    """Whether the search was asked to end; ``tell`` says so to whoever asked."""
 
+    tell: Callable[[], None]
     asked: bool = False
+    told: bool = False
+
+    def heed(self) -> bool:
+        """Return whether it was asked, and say so the first time.
+
+        The signal's handler cannot: it may have interrupted the very writing of a line.
+        """
+        if self.asked and not self.told:
+            self.told = True
+            self.tell()
+        return self.asked
 
 
 @contextmanager
 def stoppable(session: Session) -> Iterator[Stop]:
     """Let Ctrl-C end the search with the best plan so far; a second one ends the command."""
-    stop = Stop()
+    note = session.out.note
+    stop = Stop(lambda: note("Stopping with the best plan so far (Ctrl-C again: without one)"))
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        session.out.note("Stopping with the best plan so far (Ctrl-C again: without one)")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -182,7 +194,7 @@ def _effort(effort: int, seconds: float | None, steps: Steps, stop: Stop) -> Eff
         spent += moves
         steps.tell("", min(1.0, spent / (effort * MOVES)))
 
-    return Effort(effort * MOVES, seconds, time.monotonic, lambda: stop.asked, hear)
+    return Effort(effort * MOVES, seconds, time.monotonic, stop.heed, hear)
 
 
 def _shown(steps: Steps) -> Callable[[Plan], None]:
