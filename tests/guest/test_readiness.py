@@ -186,6 +186,13 @@ async def test_the_deadline_of_the_caller_counts() -> None:
         await wait_ready(Ready(port=unused_port()), probe=Loopback(), deadline=now + 0.2)
 
 
+async def test_a_guest_that_answers_is_not_asked_whether_it_lives() -> None:
+    async with serving(stays) as port:
+        probe = Loopback()
+        await wait_ready(Ready(port=port, timeout=10), probe=probe)
+    assert probe.tries == 0
+
+
 async def test_a_vm_that_stops_ends_the_wait_at_once() -> None:
     probe = Loopback(lives=lambda tries: tries < 3)
     with pytest.raises(GuestError, match=r"the VM stopped before that.*connection refused"):

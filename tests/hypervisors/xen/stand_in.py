@@ -202,6 +202,7 @@ class PlayedXenstored:
         self.store = store
         self.refuses = b""
         self.mute = False
+        self._held: list[tuple[asyncio.StreamWriter, int, str, bytes]] = []
         self.connections = 0
         self._watchers: list[tuple[asyncio.StreamWriter, bytes]] = []
         self._writers: list[asyncio.StreamWriter] = []
@@ -219,6 +220,13 @@ class PlayedXenstored:
         self._writers.clear()
         self._watchers.clear()
 
+    def speak(self) -> None:
+        """Answer what was asked, while it was mute too."""
+        self.mute = False
+        for request in self._held:
+            self._answer(*request)
+        self._held.clear()
+
     def tell(self, path: str) -> None:
         for writer, token in self._watchers:
             _send(writer, EVENT, path.encode() + b"\0" + token + b"\0")
@@ -230,8 +238,9 @@ class PlayedXenstored:
             while True:
                 kind, *_, length = HEADER.unpack(await reader.readexactly(HEADER.size))
                 path, _, rest = (await reader.readexactly(length)).partition(b"\0")
+                self._held.append((writer, kind, path.decode(), rest))
                 if not self.mute:
-                    self._answer(writer, kind, path.decode(), rest)
+                    self.speak()
 
     def _answer(self, writer: asyncio.StreamWriter, kind: int, path: str, rest: bytes) -> None:
         below = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,7 +16,9 @@ from tests.daemon.harness import wait_until
 
 @pytest.mark.skipif(is_dom0(), reason="the real one runs there")
 @pytest.mark.parametrize("told", [True, False])
-def test_consoles_are_served_while_xenconsoled_runs(tmp_path: Path, told: bool) -> None:
+def test_consoles_are_served_while_xenconsoled_runs(
+    tmp_path: Path, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether or not it has written its number; one of before may be another's now."""
     numbers = tmp_path / "xenconsoled.pid"
     assert not consoles_served(numbers)
@@ -30,6 +33,10 @@ def test_consoles_are_served_while_xenconsoled_runs(tmp_path: Path, told: bool) 
             if told:
                 numbers.write_text(f"{process.pid}\n")
             wait_until(lambda: consoles_served(numbers), 10, "a process of that name is seen")
+            if told:  # no other process is looked at
+                with monkeypatch.context() as blind:
+                    blind.setattr(os, "scandir", lambda _path: iter(()))
+                    assert consoles_served(numbers)
         finally:
             process.kill()
     assert not consoles_served(numbers)

@@ -428,7 +428,7 @@ class XenHypervisor:
         self._events.close()
         for domain in domains:
             domain.unwatch()
-        await self._xen.close()
+        self._xen.close()
 
     # --- what becomes of domains ------------------------------------------------------------
 

@@ -196,9 +196,9 @@ class Toolstack:
         """
         await self._store.watch("@releaseDomain", seen)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let go of xenstore."""
-        await self._store.close()
+        self._store.close()
 
     async def _xl(self, *arguments: str) -> str:
         return await self._run("xl", *arguments)

@@ -61,7 +61,7 @@ class _Connection:
             raise OSError(f"a message of {length} bytes")
         return _Message(kind, await self._reader.readexactly(length))
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close it."""
         self._writer.close()
 
@@ -110,12 +110,13 @@ class XenStore:
         except (OSError, EOFError):
             return
         finally:
-            await connection.close()
+            connection.close()
 
-    async def close(self) -> None:
-        """Let go of the daemon; the next request connects again."""
-        async with self._lock:
-            await self._hang_up()
+    def close(self) -> None:
+        """Let go of the daemon, also of a mute one; a later request connects again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     async def _ask(self, kind: _Kind, path: str, value: bytes = b"") -> bytes | None:
         payload = path.encode() + b"\0" + value
@@ -149,16 +150,11 @@ class XenStore:
         try:
             return await self._connection.ask(kind, payload)
         except BaseException:  # the answer to what was given up would be taken for the next one's
-            await self._hang_up()
+            self.close()
             raise
 
     async def _connect(self) -> _Connection:
         return _Connection(*await asyncio.open_unix_connection(self._path))
-
-    async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
 
     def _absent(self, error: Exception) -> HostError:
         return HostError(
