@@ -54,7 +54,7 @@ class TlsConnection:
         self._tls = tls
         self._lock = threading.Lock()
         self._timeout: float | None = None
-        self._read_to_end = False
+        self._shut = False
         self.family = tls.family
 
     def recv(self, size: int) -> bytes:
@@ -63,7 +63,7 @@ class TlsConnection:
             return self._wait_for(lambda: self._tls.recv(size))
         except ConnectionError:
             # OpenSSL 3.5 wants to answer what it takes for the other side's end, and cannot.
-            if self._read_to_end:
+            if self._shut:
                 return b""
             raise
 
@@ -114,7 +114,7 @@ class TlsConnection:
 
     def shutdown(self, how: int) -> None:
         """End one direction or both; who waits for data sees the end."""
-        self._read_to_end |= how != socket.SHUT_WR
+        self._shut |= how != socket.SHUT_WR
         # Not SSLSocket.shutdown: that forgets the session while another thread may use it.
         socket.socket.shutdown(self._tls, how)
 

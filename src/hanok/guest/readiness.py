@@ -177,7 +177,7 @@ async def _one_try(tester: _Tester, probe: GuestProbe, seen: _Seen) -> None:
     seen.tries += 1
     try:
         await tester.test()
-    except (_NotYet, OSError, TimeoutError) as error:
+    except (_NotYet, OSError) as error:  # TimeoutError too
         seen.last = _describe(error) if isinstance(error, OSError) else str(error)
         if not await probe.alive():
             raise _Never(f"the VM stopped before that (seen last: {seen.last})") from error
