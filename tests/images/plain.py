@@ -15,6 +15,7 @@ from hanok.model.vm import Mode
 from hanok.proc import SystemRunner
 
 _BOOT_LIMIT = 120
+_SOCKET_LIMIT = 20
 
 
 class PlainGuest:
@@ -119,6 +120,18 @@ async def press_power_button(sockets: Path) -> None:
     writer.close()
 
 
+async def _open(
+    path: Path, running: asyncio.Task[object]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a socket that QEMU is about to make: it serves a moment after its name appears."""
+    async with asyncio.timeout(_SOCKET_LIMIT):
+        while not running.done():
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                return await asyncio.open_unix_connection(path, limit=2**22)
+            await asyncio.sleep(0.01)
+    raise AssertionError(f"QEMU ended early: {running.exception()}")
+
+
 @contextlib.asynccontextmanager
 async def boot(
     image: Image, folder: Path, mode: Mode, disk: Path, seed: Path, sockets: Path, memory: int
@@ -129,10 +142,7 @@ async def boot(
         (sockets / name).unlink(missing_ok=True)
     running: asyncio.Task[object] = asyncio.create_task(SystemRunner().run(argv, timeout=300))
     try:
-        while not (sockets / "agent").exists():
-            assert not running.done(), running.exception()
-            await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_unix_connection(sockets / "agent", limit=2**22)
+        reader, writer = await _open(sockets / "agent", running)
         guest = PlainGuest(reader, writer)
         await guest.wait_ready()
         yield guest, running
