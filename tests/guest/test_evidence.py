@@ -8,8 +8,8 @@ import pytest
 
 from hanok.errors import GuestError
 from hanok.guest.evidence import (
-    BOOT_LOG,
     SCRIPT,
+    XEN_SCRIPT,
     Facts,
     collect_evidence,
     confront,
@@ -193,7 +193,9 @@ def test_the_script_runs_in_this_hosts_shell_too() -> None:
     ],
 )
 def test_the_kernels_log_tells_what_it_booted_on(line: str, told: str) -> None:
-    log = f"[    0.000000] Linux version 6.1.0\n{line}\n[    4.0] kernel on its way\n"
-    argv = ["sed", "-n", BOOT_LOG]
-    done = subprocess.run(argv, input=log, capture_output=True, text=True, check=True)
-    assert done.stdout == f"boot_log {told}\n"
+    log = f"[    0.000000] Linux version 6.1.0 * kernel\n{line}\n[    4.0] kernel on its way\n"
+    dmesg = f"dmesg() {{ cat <<'END'\n{log}END\n}}\n"
+    argv = ["sh", "-c", f"{dmesg}{XEN_SCRIPT}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"boot_log {told}"
+    assert parse_facts(done.stdout.encode()).boot_log == told
