@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, retry_if_result, wait_none
 from hanok.errors import HostError, HypervisorError
 from hanok.hypervisors.base import Disk, Machine, MachineEvent, RunState
 from hanok.hypervisors.xen import XenHypervisor
+from hanok.hypervisors.xen.config import AGENT_SOCKET
 from hanok.hypervisors.xen.driver import modes_of
 from hanok.hypervisors.xen.parse import parse_domains, parse_info
 from hanok.model.image import DiskFormat
@@ -244,19 +245,37 @@ async def test_xen_itself_says_what_runs(
         await driver.testify(machine.uuid)
 
 
-async def test_a_start_looks_for_the_domain_only_when_nobody_has_just_looked(
+async def test_xl_is_not_asked_for_the_domain_of_a_machine_that_has_left_nothing(
     driver: XenHypervisor, xen: FakeXen, machine: Machine
 ) -> None:
+    look = ("xl", "list", "-v")
     assert await driver.adopt(machine) is RunState.ABSENT
-    looks = xen.calls.count(("xl", "list", "-v"))
     await driver.start(machine)
-    assert xen.calls.count(("xl", "list", "-v")) == looks
+    assert look not in xen.calls[: xen.calls.index(("xl", "unpause", "1"))]
     await driver.start(machine)  # it runs
     assert list(xen.domains) == [1]
-    await driver.kill(machine.uuid)
+
+
+async def test_a_domain_that_xenstore_has_lost_is_found(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, xenstore: Path
+) -> None:
     await driver.start(machine)
-    assert xen.calls.count(("xl", "list", "-v")) > looks
-    assert list(xen.domains) == [2]
+    await driver.close()
+    (machine.folder / AGENT_SOCKET).touch()  # as its device model made it
+    del xen.store["/local/domain/1/vm"]
+    second = XenHypervisor(xen, machine.folder, Wires(), xenstore=xenstore)
+    assert await second.adopt(machine) is RunState.RUNNING
+    await second.close()
+
+
+async def test_a_domain_that_has_left_no_file_is_found(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, xenstore: Path
+) -> None:
+    await driver.start(machine)
+    await driver.close()
+    second = XenHypervisor(xen, machine.folder, Wires(), xenstore=xenstore)
+    assert await second.adopt(machine) is RunState.RUNNING
+    await second.close()
 
 
 async def test_what_a_restarted_guest_is_is_asked_anew(

@@ -226,13 +226,21 @@ async def _end_device_model(pid: int, uuid: str) -> None:
         await kill_and_wait(pid)
 
 
+def has_traces(machine: Machine) -> bool:
+    """Whether there are files that a domain leaves: each has some, from its first second on."""
+    return any(path.exists() for path in _traces_of(machine))
+
+
 def remove_traces(machine: Machine) -> None:
     """Remove what a domain leaves in files: sockets, covers, boot disc, and logs that xl made."""
-    for name in (CONSOLE_SOCKET, AGENT_SOCKET, BOOT_DISC):
-        (machine.folder / name).unlink(missing_ok=True)
-    remove_covers(machine.folder)
-    for path in _logs_of(domain_name(machine.name, machine.uuid)):
+    for path in _traces_of(machine):
         path.unlink(missing_ok=True)
+    remove_covers(machine.folder)
+
+
+def _traces_of(machine: Machine) -> list[Path]:
+    files = [machine.folder / name for name in (CONSOLE_SOCKET, AGENT_SOCKET, BOOT_DISC)]
+    return [*files, *_logs_of(domain_name(machine.name, machine.uuid))]
 
 
 def _logs_of(name: str) -> list[Path]:

@@ -36,6 +36,7 @@ from hanok.hypervisors.xen.domain import (
     Domain,
     Place,
     end_domain,
+    has_traces,
     last_words,
     place_of,
     remove_traces,
@@ -91,8 +92,6 @@ class XenHypervisor:
         self._dom0: DomainState | None = None
         self._seen_at = 0.0
         self._domains: dict[str, Domain] = {}
-        # Machines that adopt has just found to have no domain.
-        self._absent: set[str] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._events = EventQueue()
         self._looking: asyncio.Task[None] | None = None
@@ -167,9 +166,8 @@ class XenHypervisor:
     async def start(self, machine: Machine, taps: tuple[Plug, ...] = ()) -> None:
         """See Hypervisor.start. Raises InvalidInput too, for what cannot be said to xl."""
         async with self._locks[machine.uuid]:
-            if machine.uuid not in self._absent and await self._find(machine) is not None:
+            if await self._find(machine) is not None:
                 return
-            self._absent.discard(machine.uuid)
             place = await to_its_end(self._create(machine, descriptors(taps)))
             self._keep(machine, place).ask_type()
 
@@ -230,7 +228,6 @@ class XenHypervisor:
             domain = await self._find(machine)
         if domain is None:
             await asyncio.to_thread(remove_traces, machine)
-            self._absent.add(machine.uuid)
             return RunState.ABSENT
         return await self.state(machine.uuid)
 
@@ -242,6 +239,9 @@ class XenHypervisor:
         known = self._domains.get(machine.uuid)
         if known is not None and not known.exited.is_set():
             return known
+        # A new machine's start need not wait for xl, which also knows of what xenstore has lost.
+        if not has_traces(machine) and await self._xen.domid_of(machine.uuid) is None:
+            return None
         seen = await self._xen.find(machine.uuid)
         if seen is None:
             return None
