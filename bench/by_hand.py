@@ -1,6 +1,7 @@
 """A guest of Xen without Hanok, in its Dom0: what people type, and the seconds to an answer.
 
-``python3 by_hand.py MODE`` prints them. It runs there as it is: nothing but the standard library.
+``python3 by_hand.py MODE SEED`` prints them. SEED is a copy of the seed of Hanok's guest, which
+gives this one the same name. It runs there as it is: nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TYPES = {"para": "pv", "hybrid": "pvh", "full": "hvm"}
 
 def main() -> None:
     """Start the guest once, end it, print the seconds."""
-    mode = sys.argv[1]
+    mode, seed = sys.argv[1:]
     folder, image = _micro()
     kernel = next(one for one in image["kernels"] if mode in one["modes"])
     # Short: the path of a unix socket lies below.
@@ -35,7 +36,7 @@ def main() -> None:
             *("-b", str(base), str(disk), "512M"),
         )
         config = here / "guest.cfg"
-        config.write_text(_config(mode, folder, kernel, here))
+        config.write_text(_config(mode, folder, kernel, here, seed))
         try:
             _run("xl", "create", "-q", str(config))
             _wait_for_agent(here / "agent.sock")
@@ -52,7 +53,7 @@ def _micro() -> tuple[Path, Any]:
     raise SystemExit(f"there is no image micro in {_IMAGES}")
 
 
-def _config(mode: str, folder: Path, kernel: Any, here: Path) -> str:
+def _config(mode: str, folder: Path, kernel: Any, here: Path, seed: str) -> str:
     agent = f"{here}/agent.sock"
     file = kernel["bzimage"] if mode == "full" else kernel["vmlinuz"]
     last = "xen_nopv" if mode == "full" else "console=hvc0"
@@ -73,10 +74,12 @@ vga = "none"
 vnc = 0
 serial = [ "pty", "unix:{agent},server=on,wait=off" ]
 hdtype = "ahci"
-disk = [ "format=qcow2,vdev=hda,access=rw,target={here}/disk.qcow2" ]
+disk = [ "format=qcow2,vdev=hda,access=rw,target={here}/disk.qcow2",
+  "format=raw,vdev=hdb,access=ro,devtype=cdrom,target={seed}" ]
 """
     return f"""{common}
-disk = [ "format=qcow2,vdev=xvda,access=rw,backendtype=qdisk,target={here}/disk.qcow2" ]
+disk = [ "format=qcow2,vdev=xvda,access=rw,backendtype=qdisk,target={here}/disk.qcow2",
+  "format=raw,vdev=xvdb,access=ro,backendtype=qdisk,target={seed}" ]
 channel = [ "connection=pty,name=unused", "connection=socket,path={agent},name={_AGENT}" ]
 """
 
