@@ -10,7 +10,7 @@ import pytest
 
 from hanok.client.tunnel import open_console
 from hanok.errors import GuestError, HypervisorError, NotFound
-from tests.daemon.harness import Daemon
+from tests.daemon.harness import Daemon, wait_until
 
 
 @pytest.fixture
@@ -138,6 +138,19 @@ def test_a_vm_whose_console_is_gone_is_taken_over_without_one(daemon: Daemon) ->
     with open_console(daemon.client, "a") as tunnel:
         tunnel.send(b"x")
         assert b"fake hypervisor" in (tunnel.receive() or b"")
+
+
+def test_the_log_of_a_vm_goes_on_once_its_console_is_served_again(daemon: Daemon) -> None:
+    daemon.run("a")
+    daemon.kill()
+    (log,) = (daemon.home / "vms").glob("*/console.log")
+    said = log.stat().st_size
+    break_it(daemon, methods={"open_console": {"error": "nobody serves it"}})
+    daemon.start()
+    assert daemon.client.vm("a")["state"] == "ready"
+    assert log.stat().st_size == said
+    break_it(daemon)  # it is served again, and says its greeting
+    wait_until(lambda: log.stat().st_size > said, 60, "the console says something")
 
 
 def test_a_stack_whose_database_fails_says_so_and_can_be_taken_down(daemon: Daemon) -> None:

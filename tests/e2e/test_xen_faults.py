@@ -38,6 +38,11 @@ def wait_failed(xen: Cli, name: str) -> str:
     return str(xen.json("show", name)["reason"])
 
 
+def logs_what_it_says(xen: Cli, name: str) -> bool:
+    xen.ok("exec", name, "--", "sh", "-c", "echo and so on > /dev/console")
+    return "and so on" in xen.ok("logs", name)
+
+
 @pytest.mark.parametrize("mode", ["para", "hybrid"])
 def test_a_panic_is_told_and_the_guest_starts_again(xen: Cli, mode: str) -> None:
     before = traces()
@@ -77,7 +82,7 @@ def test_without_xenconsoled_domains_go_on_and_none_starts(xen: Cli) -> None:
         assert traces() == before
     finally:
         subprocess.run([_DAEMONS], check=True)
-    wait_until(lambda: xen("console", "quiet", input=b"").returncode == 0, 20, "it is served")
+    wait_until(lambda: logs_what_it_says(xen, "quiet"), 60, "its log goes on")
     use_console("quiet", xen.environ())
     run(xen, "late")
     assert xen.ok("exec", "late", "--", "hostname").strip() == "late"

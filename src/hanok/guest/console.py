@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -228,6 +228,11 @@ class ConsoleHub:
         """Return when the stream has ended (the VM is gone, or ``close``)."""
         if self._task is not None:
             await asyncio.wait([self._task])
+
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` once the stream of a hub that was started has ended, as wait_ended says."""
+        if self._task is not None:
+            self._task.add_done_callback(lambda _: tell())
 
     def tail(self, lines: int) -> bytes:
         """Return the last ``lines`` lines that the console showed, as far as the log has them."""

@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
 from hanok.errors import AgentUnavailable, Conflict, GuestError, HanokError, HypervisorError
 from hanok.guest.agent import AgentConnection
 from hanok.guest.console import ConsoleHub, tail_log
@@ -17,7 +19,7 @@ from hanok.guest.panic import PanicWatch
 from hanok.guest.text import printable
 from hanok.hypervisors.base import MachineEvent, RunState
 from hanok.hypervisors.events import EventQueue
-from hanok.hypervisors.optional import HasAgentChannel, HasConsole
+from hanok.hypervisors.optional import HasAgentChannel, HasConsole, Stream
 from hanok.model.vm import VmRecord, VmState
 from hanok.services.machines import files_of
 from hanok.services.parts import Parts
@@ -29,6 +31,10 @@ _CLOCK_LIMIT = 5.0
 # How long an agent has to answer in a guest that is not known to have one.
 _DOUBTFUL_LIMIT = 3.0
 _LOG_LINES = 100_000
+# Seconds before a console that has ended is opened again, and between two tries.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 15.0
+_RUNS = (RunState.RUNNING, RunState.PAUSED)
 # What lets a guest answer again that cannot.
 _WAKES = {VmState.PAUSED: "resume", VmState.STOPPED: "start"}
 
@@ -43,6 +49,7 @@ class Session:
     panics: PanicWatch | None = None
     agent: AgentConnection | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reopening: asyncio.Task[object] | None = None
 
 
 class Guests:
@@ -57,7 +64,8 @@ class Guests:
         """Connect to the console and to the agent's channel of a guest.
 
         ``adopted``: it ran already, so that its console has said something before. Such a guest
-        goes on without one when there is none: who asks for it is told why.
+        goes on without one when there is none: who asks for it is told why. A console that ends
+        while its guest goes on is opened again as soon as it is served, so that its log goes on.
         """
         await self.disconnect(record.uuid)
         session = Session(record, adopted)
@@ -68,7 +76,23 @@ class Guests:
             if not adopted:
                 raise
             _log.warning("%s goes on without a console: %s", record.spec.name, error.message)
+            self._reopen(session)
         await self._open_agent(session)
+
+    def _reopen(self, session: Session) -> None:
+        """Begin to open the console again, unless its session has ended with it."""
+        name = f"reopen the console of {session.record.spec.name}"
+        waits = session.reopening is not None and not session.reopening.done()
+        if self._sessions.get(session.record.uuid) is session and not waits:
+            session.reopening = asyncio.create_task(self._console_again(session), name=name)
+
+    async def _console_again(self, session: Session) -> None:
+        await asyncio.sleep(_FIRST_PAUSE)  # most consoles end with their guest
+        retrying = AsyncRetrying(
+            wait=wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE),
+            retry=retry_if_exception_type(HanokError),
+        )
+        await retrying(self._open_console, session)
 
     async def _open_console(self, session: Session) -> ConsoleHub | None:
         """Return the guest's console, opened again when its stream has ended."""
@@ -80,12 +104,29 @@ class Guests:
             if not isinstance(hypervisor, HasConsole) or self._sessions.get(uuid) is not session:
                 return None
             stream = await hypervisor.open_console(uuid)
+            if session.console is not None:
+                await self._check_runs(uuid, stream)
             await _close_console(session)
             log = files_of(self._parts.settings, uuid).console_log
             session.console = ConsoleHub(stream.reader, stream.writer, log)
             session.panics = self._watch(uuid, session.console)
             await session.console.start()
+            session.console.when_ended(lambda: self._reopen(session))
             return session.console
+
+    async def _check_runs(self, uuid: str, stream: Stream) -> None:
+        """Let go of a console that is opened while its guest ends. Raises HypervisorError.
+
+        A terminal's number may be another guest's by then; while its guest runs it is not.
+        """
+        try:
+            state = await self._parts.hypervisor.state(uuid)
+        except BaseException:
+            stream.writer.close()
+            raise
+        if state not in _RUNS:
+            stream.writer.close()
+            raise HypervisorError(f"the guest of this console is {state}")
 
     def _watch(self, uuid: str, console: ConsoleHub) -> PanicWatch:
         def tell(words: str) -> None:
@@ -129,6 +170,7 @@ class Guests:
         session = self._sessions.pop(uuid, None)
         if session is None:
             return
+        await _end(session.reopening)
         async with session.opening:
             if session.agent is not None:
                 await session.agent.close()
@@ -243,6 +285,12 @@ class Guests:
         for uuid in list(self._sessions):
             with contextlib.suppress(HanokError):
                 await self.disconnect(uuid)
+
+
+async def _end(task: asyncio.Task[object] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _close_console(session: Session) -> None:
