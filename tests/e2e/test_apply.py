@@ -1,4 +1,7 @@
-"""A small plan becomes real VMs, one of them gets load, and the forecast is judged by it."""
+"""A small plan becomes real VMs, one of them gets load, and the forecast is judged by it.
+
+The load is what that VM gets of this host: beside another test's hundred clones too little to tell.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from tests.consolidation.test_measured import forecast_plan
 from tests.daemon.harness import Daemon
 from tests.e2e.conftest import Cli
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.alone]
 
 IDLE, BUSY = "a", "b"
 
