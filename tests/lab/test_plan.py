@@ -131,3 +131,18 @@ def test_a_host_is_told_no_token_but_its_digest() -> None:
     assert hashlib.sha256(first.token.encode()).hexdigest().encode() in first.message
     for secret in (first.token, first.key):
         assert secret not in repr(first)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "version", "loses"),
+    [
+        ("tcg", "7.2.22", False),
+        ("tcg", "10.0.13", True),
+        ("kvm", "10.0.13", False),
+        ("fake", "fake", False),
+    ],
+)
+def test_it_is_known_which_emulator_loses_page_faults(
+    accelerator: str, version: str, loses: bool
+) -> None:
+    assert plan.loses_page_faults(accelerator, version) is loses

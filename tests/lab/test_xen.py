@@ -30,33 +30,46 @@ _DOMAIN_TYPES = {"para": "pv", "hybrid": "pvh", "full": "hvm"}
 _GUEST_TYPES = {"para": "PV", "hybrid": "PVH", "full": ""}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with new_bench(lab_images(plan.IMAGES["xen"])) as bench:
         yield bench
 
 
-def test_a_daemon_in_dom0_runs_domains_of_each_mode(bench: Bench) -> None:
+@pytest.fixture(scope="module")
+def inside(bench: Bench) -> Client:
+    """The daemon in Dom0 of a host."""
     (remote,) = bench.lab.up(Order(("one",), Shape("xen"), cold=True))
-    inside = open_remote(remote)
+    return open_remote(remote)
+
+
+def test_a_daemon_in_dom0_finds_xen(inside: Client) -> None:
     (facts,) = inside.host()["hypervisors"]
     assert (facts["name"], facts["type"]) == ("xen", 1)
     assert facts["confinement"] == Confinement(Path("/")).summary
-    for mode, guest_type in _GUEST_TYPES.items():
-        name = f"inner-{mode}"
-        _done(inside, inside.run({**_GUEST, **_READY, "name": name, "mode": mode})["id"])
-        found = inside.vm(name)
-        assert (found["hypervisor"], found["mode"], found["state"]) == ("xen", mode, "ready")
-        assert _said(inside, name, "cat /sys/hypervisor/guest_type || :") == guest_type
-        assert _said(inside, name, "hostname") == name
-        assert found["evidence"] is not None
-        assert found["evidence"]["domain_type"] == _DOMAIN_TYPES[mode]
-        assert found["backend_seconds"] is not None
-        assert found["backend_seconds"] > 0
-        assert found["backend_memory"] is not None
-        assert found["backend_memory"] > MIB
-        print(f"{mode}: ready after {found['ready_seconds']:.1f} s", flush=True)
-        _done(inside, inside.delete(name, force=True)["id"])
+
+
+@pytest.mark.parametrize("mode", _GUEST_TYPES)
+def test_a_daemon_in_dom0_runs_domains_of_each_mode(
+    bench: Bench, inside: Client, mode: str
+) -> None:
+    (emulator,) = bench.daemon.client.host()["hypervisors"]
+    if mode != "para" and plan.loses_page_faults(emulator["accelerator"], emulator["version"]):
+        pytest.skip(f"QEMU {emulator['version']} loses page faults of nested guests: docs/lab.md")
+    name = f"inner-{mode}"
+    _done(inside, inside.run({**_GUEST, **_READY, "name": name, "mode": mode})["id"])
+    found = inside.vm(name)
+    assert (found["hypervisor"], found["mode"], found["state"]) == ("xen", mode, "ready")
+    assert _said(inside, name, "cat /sys/hypervisor/guest_type || :") == _GUEST_TYPES[mode]
+    assert _said(inside, name, "hostname") == name
+    assert found["evidence"] is not None
+    assert found["evidence"]["domain_type"] == _DOMAIN_TYPES[mode]
+    assert found["backend_seconds"] is not None
+    assert found["backend_seconds"] > 0
+    assert found["backend_memory"] is not None
+    assert found["backend_memory"] > MIB
+    print(f"{mode}: ready after {found['ready_seconds']:.1f} s", flush=True)
+    _done(inside, inside.delete(name, force=True)["id"])
     left = bench.daemon.sh("one", "xl list | tail -n +3; ls /var/lib/hanok/vms")
     assert left.strip() == ""
 

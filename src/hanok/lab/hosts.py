@@ -82,7 +82,17 @@ class Lab:
                 self._book.put(remote)
             undo.pop_all()
         self._forget_stale(order.shape.image, image)
+        self._warn(order.shape)
         return remotes
+
+    def _warn(self, shape: Shape) -> None:
+        (emulator, *_) = self._client.host()["hypervisors"]
+        accelerator, version = emulator["accelerator"], emulator["version"]
+        if shape.hypervisor == "xen" and plan.loses_page_faults(accelerator, version):
+            self._tell(
+                f"note: QEMU {version} loses page faults of guests in modes hybrid and full there;"
+                " those in mode para run (see docs/lab.md)"
+            )
 
     def down(self, names: Sequence[str]) -> list[str]:
         """Remove lab hosts and the remotes that they are; return their names. Raises NotFound."""
