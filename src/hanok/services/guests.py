@@ -19,7 +19,7 @@ from hanok.guest.panic import PanicWatch
 from hanok.guest.text import printable
 from hanok.hypervisors.base import MachineEvent, RunState
 from hanok.hypervisors.events import EventQueue
-from hanok.hypervisors.optional import HasAgentChannel, HasConsole, Stream
+from hanok.hypervisors.optional import HasAgentChannel, HasConsole
 from hanok.model.vm import VmRecord, VmState
 from hanok.services.machines import files_of
 from hanok.services.parts import Parts
@@ -104,9 +104,13 @@ class Guests:
             if not isinstance(hypervisor, HasConsole) or self._sessions.get(uuid) is not session:
                 return None
             stream = await hypervisor.open_console(uuid)
-            if session.console is not None:
-                await self._check_runs(uuid, stream)
-            await _close_console(session)
+            try:
+                if session.console is not None:
+                    await self._check_runs(uuid)
+                await _close_console(session)
+            except BaseException:
+                stream.writer.close()
+                raise
             log = files_of(self._parts.settings, uuid).console_log
             session.console = ConsoleHub(stream.reader, stream.writer, log)
             session.panics = self._watch(uuid, session.console)
@@ -114,18 +118,13 @@ class Guests:
             session.console.when_ended(lambda: self._reopen(session))
             return session.console
 
-    async def _check_runs(self, uuid: str, stream: Stream) -> None:
-        """Let go of a console that is opened while its guest ends. Raises HypervisorError.
+    async def _check_runs(self, uuid: str) -> None:
+        """Check that a console was not opened while its guest ended. Raises HypervisorError.
 
         A terminal's number may be another guest's by then; while its guest runs it is not.
         """
-        try:
-            state = await self._parts.hypervisor.state(uuid)
-        except BaseException:
-            stream.writer.close()
-            raise
+        state = await self._parts.hypervisor.state(uuid)
         if state not in _RUNS:
-            stream.writer.close()
             raise HypervisorError(f"the guest of this console is {state}")
 
     def _watch(self, uuid: str, console: ConsoleHub) -> PanicWatch:
