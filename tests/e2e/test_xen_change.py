@@ -58,8 +58,9 @@ def change_devices(xen: Cli, name: str) -> None:
     """Plug a disk and a card in, use them, and take the disk out and in again."""
     xen.ok("disk", "attach", name, "data", "--size", "64M")
     size = sectors(64 * MIB)
-    found = sh(xen, name, f"grep -lx {size} /sys/class/block/xvd*/size")
-    disk = found.split("/")[4]
+    look = ("exec", name, "--", "sh", "-c", f"grep -lx {size} /sys/class/block/xvd*/size")
+    wait_until(lambda: xen(*look).returncode == 0, 30, f"{name} has found its disk")
+    disk = xen.ok(*look).split("/")[4]
     sh(xen, name, f"mke2fs -q /dev/{disk} && mount -t ext2 /dev/{disk} /mnt && echo kept > /mnt/f")
     sh(xen, name, "umount /mnt")
     xen.ok("disk", "detach", name, "data")
