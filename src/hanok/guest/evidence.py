@@ -63,8 +63,8 @@ echo "clocksource $clock"
 """
 
 # What only a kernel on Xen has to tell. Linux says "paravirtualized kernel" where it found nothing
-# below it or KVM, on Xen "kernel" alone. One program, the one that has the log: in a PV guest on an
-# emulated CPU each takes a fifth of a second to start.
+# below it or KVM, on Xen "kernel" alone. It starts one program, the one that has the log: each
+# takes a PV guest on an emulated CPU its time.
 XEN_SCRIPT = r"""
 read -r type < /sys/hypervisor/guest_type 2>/dev/null && echo "guest_type $type"
 set -f
