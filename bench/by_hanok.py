@@ -14,9 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from hanok.client.client import Client, failure
 from hanok.client.daemon import open_client
-from hanok.client.wire import OperationWire
 
 _HOME = Path("/var/lib/hanok")
 _NAME = "by-hanok"
@@ -36,22 +34,12 @@ def main() -> None:
     client = open_client({**os.environ, "HANOK_HOME": str(_HOME)}, start=False)
     client.vms()  # the connection is there before the clock runs
     started = time.perf_counter()
-    try:
-        _finish(client, client.run({**_SHAPE, "name": _NAME, "mode": mode}))
-        asked = time.perf_counter() - started
-        vm = client.vm(_NAME)
-        shutil.copyfile(_HOME / "vms" / vm["uuid"] / "seed.iso", seed)
-    finally:
-        _finish(client, client.delete(_NAME, force=True))
+    client.finish(client.run({**_SHAPE, "name": _NAME, "mode": mode}))
+    asked = time.perf_counter() - started
+    vm = client.vm(_NAME)
+    shutil.copyfile(_HOME / "vms" / vm["uuid"] / "seed.iso", seed)
+    client.finish(client.delete(_NAME, force=True))
     print(json.dumps({"asked": asked, "ready": vm["ready_seconds"]}))
-
-
-def _finish(client: Client, operation: OperationWire) -> None:
-    for seen in client.follow(operation["id"]):
-        operation = seen
-    error = failure(operation)
-    if error is not None:
-        raise error
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.hanok import Hanok, delete, finish, own_hanok
+from bench.hanok import Hanok, delete, own_hanok
 from bench.machine import available, cpu_seconds, proportional, touch_memory
 from bench.plain import Guest, seconds_to_ready
 from bench.plain_clone import plain_template
@@ -77,7 +77,7 @@ class _Bench:
     def seconds(self, ask: Callable[[], Any]) -> float:
         """Return the seconds from a request until its operation is done."""
         started = time.perf_counter()
-        finish(self.client, ask())
+        self.client.finish(ask())
         return time.perf_counter() - started
 
     def clone(self, template: str, name: str, count: int = 1, first: int = 1) -> float:
@@ -161,7 +161,7 @@ def _clones_by_turns(
 def _nginx(bench: _Bench) -> None:
     """A whole Debian whose web server answers on its own address."""
     rounds = max(2, bench.options.rounds // 2)
-    finish(bench.client, bench.client.build_image("debian:12", ["nginx"]))
+    bench.client.finish(bench.client.build_image("debian:12", ["nginx"]))
     cold = []
     for number in range(rounds):
         cold.append(bench.run(f"web{number}", _NGINX))
@@ -343,7 +343,7 @@ def _warm(report: Report, options: Options) -> None:
 def _wait_for_warm(hanok: Hanok) -> None:
     client = hanok.client()
     for operation in client.operations():
-        finish(client, operation)
+        client.finish(operation)
 
 
 PARTS: tuple[str, ...] = ("one", "nginx", "hundred", "many", "warm")

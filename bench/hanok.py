@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hanok.client.client import Client, failure
+from hanok.client.client import Client
 from hanok.client.daemon import open_client
-from hanok.client.wire import FINAL_STATES, OperationWire
+from hanok.client.wire import FINAL_STATES
 from hanok.errors import HanokError
 from hanok.proc import find_owned
 
@@ -99,20 +99,10 @@ class Hanok:
             client.delete_template(template["name"])
 
 
-def finish(client: Client, operation: OperationWire) -> OperationWire:
-    """Return the operation once it has ended. Raises its error when it failed."""
-    for seen in client.follow(operation["id"]):
-        operation = seen
-    error = failure(operation)
-    if error is not None:
-        raise error
-    return operation
-
-
 def delete(client: Client, names: Sequence[str]) -> None:
     """Delete VMs, running or not, some at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        ended = pool.map(lambda name: finish(client, client.delete(name, force=True)), names)
+        ended = pool.map(lambda name: client.finish(client.delete(name, force=True)), names)
         for _ in ended:
             pass
 

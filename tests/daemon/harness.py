@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hanok.client.client import Client, failure
+from hanok.client.client import Client
 from hanok.client.daemon import DaemonFinder
 from hanok.client.http import Transport
 from hanok.errors import DaemonUnreachable
@@ -93,11 +93,7 @@ class Daemon:
 
     def done(self, operation: Any) -> Any:
         """Wait for an operation to end well and return it."""
-        *_, last = self.client.follow(operation["id"])
-        error = failure(last)
-        if error is not None:
-            raise error
-        return last
+        return self.client.finish(operation)
 
     def run(self, name: str, **fields: Any) -> Any:
         """Create a VM, wait until it is ready, and return it as lists show it."""

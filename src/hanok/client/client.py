@@ -296,6 +296,15 @@ class Client:
         path = f"operations/{_segment(ident)}/cancel"
         return cast("OperationWire | None", self._call("POST", path))
 
+    def finish(self, operation: OperationWire) -> OperationWire:
+        """Return an operation once it has ended. Raises its error when it failed."""
+        for seen in self.follow(operation["id"]):
+            operation = seen
+        error = failure(operation)
+        if error is not None:
+            raise error
+        return operation
+
     def follow(self, ident: str) -> Iterator[OperationWire]:
         """Yield an operation at every change, until it has ended.
 
