@@ -13,7 +13,6 @@ import logging
 from typing import Any
 
 from hanok.errors import Conflict, HanokError, InvalidInput, NotFound
-from hanok.hypervisors.base import RunState
 from hanok.hypervisors.optional import CanHotplug
 from hanok.model.base import Frozen
 from hanok.model.change import DiskRequest, VmChange
@@ -32,6 +31,7 @@ from hanok.services.guests import Guests
 from hanok.services.instant import is_fresh_instant
 from hanok.services.keeping import crashed
 from hanok.services.lifecycle import Lifecycle
+from hanok.services.machines import RUNS
 from hanok.services.networks import NetworkService
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, changed, is_up, port_of
@@ -354,7 +354,7 @@ class ChangeService:
         if not _runs(record):
             return record
         state = await self._parts.hypervisor.state(record.uuid)
-        if state in (RunState.RUNNING, RunState.PAUSED):
+        if state in RUNS:
             return record
         why = self._lifecycle.crash_reason(record, state, "")
         await self._lifecycle.settle_gone(record, crashed(why))

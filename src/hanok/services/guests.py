@@ -17,11 +17,11 @@ from hanok.guest.agent import AgentConnection
 from hanok.guest.console import ConsoleHub, tail_log
 from hanok.guest.panic import PanicWatch
 from hanok.guest.text import printable
-from hanok.hypervisors.base import MachineEvent, RunState
+from hanok.hypervisors.base import MachineEvent
 from hanok.hypervisors.events import EventQueue
 from hanok.hypervisors.optional import HasAgentChannel, HasConsole
 from hanok.model.vm import VmRecord, VmState
-from hanok.services.machines import files_of
+from hanok.services.machines import RUNS, files_of
 from hanok.services.parts import Parts
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ _LOG_LINES = 100_000
 # Seconds before a console that has ended is opened again, and between two tries.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 15.0
-_RUNS = (RunState.RUNNING, RunState.PAUSED)
 # What lets a guest answer again that cannot.
 _WAKES = {VmState.PAUSED: "resume", VmState.STOPPED: "start"}
 
@@ -124,7 +123,7 @@ class Guests:
         A terminal's number may be another guest's by then; while its guest runs it is not.
         """
         state = await self._parts.hypervisor.state(uuid)
-        if state not in _RUNS:
+        if state not in RUNS:
             raise HypervisorError(f"the guest of this console is {state}")
 
     def _watch(self, uuid: str, console: ConsoleHub) -> PanicWatch:
@@ -332,4 +331,4 @@ class Probe:
     async def alive(self) -> bool:
         """Return whether the machine still runs."""
         state = await self.parts.hypervisor.state(self.record.uuid)
-        return state in (RunState.RUNNING, RunState.PAUSED)
+        return state in RUNS

@@ -30,6 +30,7 @@ from hanok.services.keeping import (
     plan_restart,
 )
 from hanok.services.machines import (
+    RUNS,
     VmFiles,
     account_of,
     choose_kernel,
@@ -51,7 +52,6 @@ from hanok.store.base import DeleteVm
 _PROBE_IMAGE = "micro"
 _ADDRESS_LIMIT = 60.0
 _REASON = 2000
-_RUNS = (RunState.RUNNING, RunState.PAUSED)
 # What is not known any more of a VM that does not run.
 _NOT_UP = {
     **{"started": None, "evidence": None, "boot": None, "health": None},
@@ -92,7 +92,7 @@ class Lifecycle:
             undo.push_async_callback(self._parts.hypervisor.kill, record.uuid)
             if record.panicked:
                 await self._parts.hypervisor.kill(record.uuid)
-            adopted = await self._parts.hypervisor.adopt(machine) in _RUNS
+            adopted = await self._parts.hypervisor.adopt(machine) in RUNS
             if not adopted:
                 report("starting", None)
                 await self._start_process(record, machine)
@@ -298,7 +298,7 @@ class Lifecycle:
         words = self._guests.last_words(record)
         reason = error.message + (f"; its console's last lines: {words}" if words else "")
         end = crashed(reason[:_REASON])
-        runs = await self._parts.hypervisor.state(record.uuid) in _RUNS
+        runs = await self._parts.hypervisor.state(record.uuid) in RUNS
         if runs and not applies(record, end):
             panicked = self._guests.panic(record) is not None
             failed = changed(record, state=VmState.FAILED, reason=end.reason, panicked=panicked)
@@ -368,7 +368,7 @@ class Lifecycle:
         """Bring the VM to nothing that runs: ask the guest, and end it after ``timeout`` s."""
         hit, hypervisor = self._parts.failpoints.hit, self._parts.hypervisor
         hit("stop.begin")
-        if await hypervisor.state(record.uuid) in _RUNS:
+        if await hypervisor.state(record.uuid) in RUNS:
             await self._parts.save(changed(record, state=VmState.STOPPING), event="stopping")
             if not force and not record.panicked:
                 report("asking the guest to power off", None)

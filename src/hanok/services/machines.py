@@ -10,12 +10,14 @@ from pathlib import Path
 
 from hanok.config import Settings
 from hanok.errors import Unsupported
-from hanok.hypervisors.base import Boot, Disk, Machine, Nic
+from hanok.hypervisors.base import Boot, Disk, Machine, Nic, RunState
 from hanok.model.hardware import DataDisk, NicRecord
 from hanok.model.image import Base, DiskFormat, Image, Kernel
 from hanok.model.vm import CloneKind, Display, Firmware, Mode, VmRecord, VmSpec
 from hanok.proc import Account
 
+# What a hypervisor says of a machine that is there and whose guest can go on.
+RUNS = (RunState.RUNNING, RunState.PAUSED)
 _LONGEST_SERIAL = 20
 
 

@@ -20,6 +20,7 @@ from hanok.services.guests import Guests
 from hanok.services.images import ImageService
 from hanok.services.keeping import End, crashed, ended
 from hanok.services.lifecycle import Lifecycle
+from hanok.services.machines import RUNS
 from hanok.services.operations import Operations
 from hanok.services.parts import Parts, changed, is_up
 from hanok.services.templates import TemplateService
@@ -147,7 +148,7 @@ class Recovery:
         if record.state is VmState.WAITING and not returns:
             return  # it has ended before, and its restart will come
         state = await self._parts.hypervisor.adopt(self._parts.machine(record))
-        if state in (RunState.RUNNING, RunState.PAUSED):
+        if state in RUNS:
             await self._take_over(record)
             if record.starved:
                 return  # it goes on once there is room: see DiskWatch

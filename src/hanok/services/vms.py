@@ -22,6 +22,7 @@ from hanok.services.drafts import Drafts, check_duplicates
 from hanok.services.events import make_event
 from hanok.services.keeping import End, counted, crashed, ended
 from hanok.services.lifecycle import Lifecycle
+from hanok.services.machines import RUNS
 from hanok.services.operations import Operations, Work
 from hanok.services.parts import Parts, changed, is_up
 from hanok.services.returning import Returning
@@ -30,7 +31,6 @@ from hanok.services.suiting import check_architecture, check_keeping, suited
 from hanok.services.warm import WarmStarts
 from hanok.store.base import PutVm
 
-_RUNS = (RunState.RUNNING, RunState.PAUSED)
 # A guest that is not well may not listen either.
 _HEAL_LIMIT = 10.0
 
@@ -368,7 +368,7 @@ class VmService:
                 return
             if not is_up(record) or record.state is VmState.WAITING:
                 return
-            if state not in _RUNS:
+            if state not in RUNS:
                 await self._lifecycle.settle_gone(record, self._end_of(record, state, event))
             elif event.name == "watchdog" and record.state in (VmState.READY, VmState.RUNNING):
                 await self._seen_reset(record, event.detail)
