@@ -68,6 +68,7 @@ class Lab:
         vms = self._client.vms()
         if taken := {vm["name"] for vm in vms} & set(order.names):
             raise Conflict(f"a VM named {min(taken)} exists already", field="NAME")
+        self._warn(order.shape)
         image = self._done([self._client.build_image(order.shape.image, [])])[0]["id"]
         self._ensure_network(order.network)
         ports = plan.free_ports(vms, _is_free)
@@ -82,17 +83,7 @@ class Lab:
                 self._book.put(remote)
             undo.pop_all()
         self._forget_stale(order.shape.image, image)
-        self._warn(order.shape)
         return remotes
-
-    def _warn(self, shape: Shape) -> None:
-        (emulator, *_) = self._client.host()["hypervisors"]
-        accelerator, version = emulator["accelerator"], emulator["version"]
-        if shape.hypervisor == "xen" and plan.loses_page_faults(accelerator, version):
-            self._tell(
-                f"note: QEMU {version} loses page faults of guests in modes hybrid and full there;"
-                " those in mode para run (see docs/lab.md)"
-            )
 
     def down(self, names: Sequence[str]) -> list[str]:
         """Remove lab hosts and the remotes that they are; return their names. Raises NotFound."""
@@ -116,6 +107,16 @@ class Lab:
         for template in idle:
             self._client.delete_template(template["name"])
         return [template["name"] for template in idle]
+
+    def _warn(self, shape: Shape) -> None:
+        if shape.hypervisor != "xen":
+            return
+        (emulator, *_) = self._client.host()["hypervisors"]
+        if plan.loses_page_faults(emulator["accelerator"], emulator["version"]):
+            self._tell(
+                f"note: QEMU {emulator['version']} loses page faults of guests in modes hybrid and"
+                " full there; those in mode para run (see docs/lab.md)"
+            )
 
     def _bring_up(self, order: Order, hosts: dict[str, int], template: str) -> None:
         if order.cold:
