@@ -13,6 +13,7 @@ from hanok.guest.console import ConsoleHub
 from hanok.guest.identity import Identity, give_identity
 from hanok.model.image import Image, Kernel
 from hanok.model.vm import Mode
+from tests.unix import connect_to_new
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -133,13 +134,7 @@ async def boot(
 async def _open(
     path: Path, process: asyncio.subprocess.Process
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to a socket that QEMU is about to make."""
-    async with asyncio.timeout(20):
-        while process.returncode is None:
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                return await asyncio.open_unix_connection(path)
-            await asyncio.sleep(0.02)
-    raise AssertionError(f"QEMU ended with {process.returncode}")
+    return await connect_to_new(path, lambda: process.returncode)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from hanok.model.image import Image
 from hanok.model.vm import Mode
 from hanok.proc import SystemRunner
+from tests.unix import connect_to_new
 
 _BOOT_LIMIT = 120
-_SOCKET_LIMIT = 20
 
 
 class PlainGuest:
@@ -120,18 +120,6 @@ async def press_power_button(sockets: Path) -> None:
     writer.close()
 
 
-async def _open(
-    path: Path, running: asyncio.Task[object]
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to a socket that QEMU is about to make: it serves a moment after its name appears."""
-    async with asyncio.timeout(_SOCKET_LIMIT):
-        while not running.done():
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                return await asyncio.open_unix_connection(path, limit=2**22)
-            await asyncio.sleep(0.01)
-    raise AssertionError(f"QEMU ended early: {running.exception()}")
-
-
 @contextlib.asynccontextmanager
 async def boot(
     image: Image, folder: Path, mode: Mode, disk: Path, seed: Path, sockets: Path, memory: int
@@ -142,7 +130,9 @@ async def boot(
         (sockets / name).unlink(missing_ok=True)
     running: asyncio.Task[object] = asyncio.create_task(SystemRunner().run(argv, timeout=300))
     try:
-        reader, writer = await _open(sockets / "agent", running)
+        reader, writer = await connect_to_new(
+            sockets / "agent", lambda: (running.exception() or "well") if running.done() else None
+        )
         guest = PlainGuest(reader, writer)
         await guest.wait_ready()
         yield guest, running
