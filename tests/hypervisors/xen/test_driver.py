@@ -254,6 +254,9 @@ async def test_xl_is_not_asked_for_the_domain_of_a_machine_that_has_left_nothing
     assert look not in xen.calls[: xen.calls.index(("xl", "unpause", "1"))]
     await driver.start(machine)  # it runs
     assert list(xen.domains) == [1]
+    await driver.kill(machine.uuid)
+    await driver.start(machine)
+    assert list(xen.domains) == [2]
 
 
 async def test_a_domain_that_xenstore_has_lost_is_found(
