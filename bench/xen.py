@@ -18,7 +18,7 @@ from hanok.images.payload import PREFIX
 _LIMITS = {"para": 15.0, "hybrid": 15.0, "full": 60.0}
 _OVERHEAD = 1.15
 _SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("by_hanok.py", "by_hand.py"))
-_PYTHON = f"{PREFIX}/bin/python"
+_PYTHON = f"{PREFIX}/bin/python3"
 _SEED = "/run/seed.iso"
 _SLOW_ROUNDS = 2
 
