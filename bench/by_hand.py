@@ -17,6 +17,7 @@ from typing import Any
 
 _IMAGES = Path("/var/lib/hanok/images")
 _LIMIT = 300.0
+_PAUSE = 2.0
 _AGENT = "org.qemu.guest_agent.0"
 _TYPES = {"para": "pv", "hybrid": "pvh", "full": "hvm"}
 
@@ -85,17 +86,24 @@ channel = [ "connection=pty,name=unused", "connection=socket,path={agent},name={
 
 
 def _wait_for_agent(path: Path) -> None:
+    """Ping now and then: a port that nobody has opened yet echoes, and holds little."""
     deadline = time.monotonic() + _LIMIT
     with socket.socket(socket.AF_UNIX) as agent:
-        agent.settimeout(2)
         agent.connect(str(path))
-        seen = b""
-        while time.monotonic() < deadline:
-            agent.sendall(b'{"execute": "guest-ping"}\n')
+        seen, pinged = b"", -_PAUSE
+        while (now := time.monotonic()) < deadline:
+            if now >= pinged + _PAUSE:
+                pinged = now
+                agent.settimeout(_LIMIT)
+                agent.sendall(b'{"execute": "guest-ping"}\n')
+            agent.settimeout(max(pinged + _PAUSE - now, 0.01))
             try:
-                seen += agent.recv(4096)
+                said = agent.recv(4096)
             except TimeoutError:
                 continue
+            if not said:
+                break
+            seen += said
             if b'"return"' in seen:
                 return
     raise SystemExit("the guest did not answer")
