@@ -184,7 +184,6 @@ class Lifecycle:
                 return
             base, base_format = frozen, DiskFormat.QCOW2
         await create_overlay(
-            runner,
             base=base,
             base_format=base_format,
             path=files.disk,
@@ -193,7 +192,6 @@ class Lifecycle:
         )
         for number, disk in enumerate(image.data_disks):
             await create_overlay(
-                runner,
                 base=self._parts.images.path(image) / disk.file,
                 base_format=DiskFormat.QCOW2,
                 path=files.data_disk(number),

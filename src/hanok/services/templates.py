@@ -392,7 +392,6 @@ class TemplateService:
 
     async def _make_overlay(self, source: VmRecord, files: TemplateFiles) -> None:
         await create_overlay(
-            self._parts.runner,
             base=files.disk,
             base_format=DiskFormat.QCOW2,
             path=files.overlay,

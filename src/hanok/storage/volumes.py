@@ -1,4 +1,4 @@
-"""Root disks: qcow2 overlays on an image's base, made under the VM's own uid.
+"""Root disks: qcow2 overlays on an image's base, which belong to the VM's own uid.
 
 The base is never written; its format is always named, never probed (CVE-2015-7548).
 """
@@ -17,6 +17,7 @@ from hanok.durable import sync_path
 from hanok.errors import HostError, InvalidInput
 from hanok.model.image import Base, DiskFormat, Image
 from hanok.proc import Account, Limits, Runner
+from hanok.storage.overlay import write_overlay
 from hanok.units import GIB, format_size
 
 # OpenStack caps qemu-img so that a hostile header costs no more than this (CVE-2015-5162).
@@ -43,7 +44,6 @@ def check_disk_size(image: Image, size: int) -> None:
 
 
 async def create_overlay(
-    runner: Runner,
     *,
     base: Path,
     base_format: DiskFormat,
@@ -57,8 +57,13 @@ async def create_overlay(
     """
     if path.exists():
         return
-    options = ["-f", "qcow2", "-b", str(base), "-F", base_format.value]
-    await _make(runner, path, account, ["create", "-q", *options], [str(size)])
+
+    def make() -> None:
+        draft = _draft(path)
+        write_overlay(draft, base, base_format, size, account)
+        _keep(draft, path)
+
+    await asyncio.to_thread(make)
 
 
 async def create_empty(runner: Runner, *, path: Path, size: int, account: Account | None) -> None:
@@ -156,8 +161,7 @@ async def _make(
     *,
     timeout: float = 60,
 ) -> None:
-    draft = path.with_suffix(".new")
-    draft.unlink(missing_ok=True)
+    draft = _draft(path)
     await runner.run(
         ["qemu-img", *before, str(draft), *after],
         timeout=timeout,
@@ -166,6 +170,17 @@ async def _make(
     )
     draft.chmod(0o600)
     sync_path(draft)
+    _keep(draft, path)
+
+
+def _draft(path: Path) -> Path:
+    """Return the name under which a disk is made, which nothing has any more."""
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    return draft
+
+
+def _keep(draft: Path, path: Path) -> None:
     draft.rename(path)
     for folder in (path.parent, path.parent.parent):  # both may be new
         sync_path(folder)
