@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanok.errors import AgentRefused, AgentUnavailable, GuestError
-from hanok.guest.channel import _Syncs
+from hanok.guest.channel import _SLOW, _USUAL, _Pace, _Syncs
 from hanok.guest.wire import LINE_LIMIT, WireReader, parse_reply
 from hanok.units import MIB
 from tests.guest.fake_agent import (
@@ -411,11 +411,11 @@ async def test_the_answer_to_a_sync_that_an_earlier_caller_gave_up_counts() -> N
         await next_caller
 
 
-@pytest.mark.parametrize(("part", "most"), [(0.05, 80), (0.2, 30)])
+@pytest.mark.parametrize(("pace", "most"), [(_USUAL, 120), (_SLOW, 30)])
 def test_a_guest_that_is_silent_for_long_finds_few_syncs_when_it_wakes(
-    part: float, most: int
+    pace: _Pace, most: int
 ) -> None:
-    syncs, now = _Syncs(part), 0.0
+    syncs, now = _Syncs(pace), 0.0
     times: list[float] = []
     while now < 120:
         syncs.sent(len(times), now)
@@ -425,4 +425,5 @@ def test_a_guest_that_is_silent_for_long_finds_few_syncs_when_it_wakes(
     assert len(times) < most
     # What was sent too early to be heard delays by that part of the silence at most.
     pairs = itertools.pairwise(times)
-    assert all(after - before <= max(0.5, part * before) + 1e-9 for before, after in pairs)
+    for before, after in pairs:
+        assert after - before <= max(pace.wait, pace.part_of_silence * before) + 1e-9

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hanok.errors import AgentRefused, AgentUnavailable, GuestError
@@ -22,14 +23,23 @@ from hanok.guest.wire import LINE_LIMIT, Flood, WireReader, encode_request, pars
 # A sync is sent again after these seconds: what was sent before the agent opened its port can be
 # lost (the agent clears what a terminal or a serial port has received). What was not lost waits in
 # the port and is all read and answered when the agent opens it: so the longer a guest has been
-# silent, the longer it is left in peace, by this part of that time; by more of it where each byte
-# costs the guest milliseconds.
+# silent, the longer it is left in peace: see _Pace.
 _FIRST_SYNC_WAIT = 0.1
-_USUAL_SYNC_WAIT = 0.5
-_PART_OF_SILENCE = 0.05
-_PART_WHEN_SLOW = 0.2
 _CLOSE_LIMIT = 5.0
 _SHUTDOWN_LIMIT = 5.0
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How long a silent agent is left in peace: ``wait`` seconds, or a part of its silence."""
+
+    wait: float
+    part_of_silence: float
+
+
+_USUAL = _Pace(0.2, 0.04)
+# Where each byte costs the guest milliseconds.
+_SLOW = _Pace(0.5, 0.2)
 
 
 class AgentChannel:
@@ -47,8 +57,8 @@ class AgentChannel:
         self._lock = asyncio.Lock()
         self._idents = itertools.count(secrets.randbelow(2**30) + 1)
         self._in_step = False
-        self._part = _PART_WHEN_SLOW if slow else _PART_OF_SILENCE
-        self._syncs = _Syncs(self._part)
+        self._pace = _SLOW if slow else _USUAL
+        self._syncs = _Syncs(self._pace)
         self._echoes = False
         self._closed: str | None = None
 
@@ -197,7 +207,7 @@ class AgentChannel:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(syncs.due):
                     await self._receive_sync(syncs.idents)
-                self._syncs = _Syncs(self._part)
+                self._syncs = _Syncs(self._pace)
                 self._in_step = True
                 return
 
@@ -217,7 +227,7 @@ class AgentChannel:
         """Send a request and return its answer, whatever else comes before it."""
         ident = next(self._idents)
         # An answer to a sync of before would not show that this request's has been passed.
-        self._syncs = _Syncs(self._part)
+        self._syncs = _Syncs(self._pace)
         await self._send(encode_request(command, arguments, ident))
         while True:
             line = await self._wire.read_line(idle, longest)
@@ -234,7 +244,7 @@ class AgentChannel:
     async def _shut_down(self) -> None:
         request = next(self._idents)
         sync = next(self._idents)
-        self._syncs = _Syncs(self._part)
+        self._syncs = _Syncs(self._pace)
         await self._send(encode_request("guest-shutdown", {"mode": "powerdown"}, request))
         await self._send_sync(sync)
         with contextlib.suppress(TimeoutError, AgentUnavailable):
@@ -251,10 +261,10 @@ class AgentChannel:
 
 
 class _Syncs:
-    """The syncs that no answer has come to; times are the event loop's. ``part``: of a silence."""
+    """The syncs that no answer has come to; times are the event loop's."""
 
-    def __init__(self, part: float) -> None:
-        self._part = part
+    def __init__(self, pace: _Pace) -> None:
+        self._pace = pace
         self.idents: set[int] = set()
         self.due = 0.0
         self._since = 0.0
@@ -265,8 +275,8 @@ class _Syncs:
         if not self.idents:
             self._since = now
         self.idents.add(ident)
-        self.due = now + max(self._wait, self._part * (now - self._since))
-        self._wait = min(2 * self._wait, _USUAL_SYNC_WAIT)
+        self.due = now + max(self._wait, self._pace.part_of_silence * (now - self._since))
+        self._wait = min(2 * self._wait, self._pace.wait)
 
 
 def expect(kind: type[Any], value: object, command: str) -> Any:
