@@ -15,6 +15,7 @@ from hanok.hypervisors.fake import FakeHypervisor
 from hanok.hypervisors.xen import XenHypervisor
 from hanok.images.library import ImageLibrary
 from hanok.model.host import HostShare
+from hanok.model.vm import VmSpec
 from hanok.network.keepers import KeeperNetworks
 from hanok.proc import SystemRunner
 from hanok.services.capacity import CapacityService
@@ -37,6 +38,13 @@ class Below(FakeHypervisor):
     """A fake hypervisor that owns the host."""
 
     seen: HostShare | None = SHARE
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.looks: list[float] = []
+
+    async def look(self, age: float) -> None:
+        self.looks.append(age)
 
     def share(self) -> HostShare | None:
         return self.seen
@@ -71,6 +79,15 @@ def test_before_the_first_probe_this_system_is_all_that_is_known(parts: Parts) -
     service = CapacityService(replace(parts, hypervisor=unseen))
     assert service.share() is None
     assert service.resources().cpus < 32
+
+
+async def test_people_are_told_what_is_and_an_admission_does_not_wait_for_it(parts: Parts) -> None:
+    below, service = parts.hypervisor, CapacityService(parts)
+    assert isinstance(below, Below)
+    await service.fit(1, 256 * MIB, 1 * GIB)
+    await service.admit(VmSpec(name="one", image="micro", memory=256 * MIB, disk=1 * GIB), [])
+    shown, admitted = below.looks
+    assert shown <= 2 < admitted <= 60
 
 
 async def test_xen_can_be_asked_for_and_others_are_named(short_tmp: Path) -> None:

@@ -124,8 +124,12 @@ class CanSweep(Protocol):
 class OwnsHost(Protocol):
     """Is below this system, which sees only a share of the host's memory and CPUs (Type 1)."""
 
+    async def look(self, age: float) -> None:
+        """Look at how the host is divided, unless that was done in the last ``age`` seconds."""
+        ...
+
     def share(self) -> HostShare | None:
-        """Return what the whole host has, as the last probe saw it; None before any."""
+        """Return what the whole host has, as the last look saw it; None before any."""
         ...
 
 

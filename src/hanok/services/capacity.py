@@ -44,6 +44,10 @@ _DISK_PATHS = 8192
 _UEFI_OVERHEAD = 8 * MIB
 _TPM_OVERHEAD = 16 * MIB
 _SCREEN_OVERHEAD = 32 * MIB
+# Seconds. People see what is; an admission, which a start waits for, what was a moment ago: only
+# somebody's hand in Dom0 changes how Xen's host is divided.
+_NOW = 2.0
+_LATELY = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class CapacityService:
         )
 
     def resources(self) -> HostResources:
-        """Return what the host has now; under a Type 1 hypervisor as the last probe saw it."""
+        """Return what the host has now; under a Type 1 hypervisor as the last look saw it."""
         disk = file_system_of(self._parts.settings.vms)
         memory = psutil.virtual_memory()
         group = self.group()
@@ -93,6 +97,16 @@ class CapacityService:
         None: there is no limit, or they have groups of their own.
         """
         return group_memory() if isinstance(self._parts.scopes, NoScopes) else None
+
+    async def look(self, age: float = _NOW) -> None:
+        """Let the hypervisor look at the host: a Type 1 also at how it is divided.
+
+        That is then at most ``age`` seconds old.
+        """
+        hypervisor = self._parts.hypervisor
+        await hypervisor.probe()
+        if isinstance(hypervisor, OwnsHost):
+            await hypervisor.look(age)
 
     def share(self) -> HostShare | None:
         """Return how a Type 1 hypervisor divides the host; None under any other."""
@@ -179,7 +193,7 @@ class CapacityService:
 
         What does not grow is not asked for, so that a full host takes no change away.
         """
-        await self._parts.hypervisor.probe()
+        await self.look(_LATELY)
         everyone = await self._parts.store.vms()
         costs: dict[str, int] = {}
         now, then = self._demands([before, after], costs)
@@ -214,7 +228,7 @@ class CapacityService:
         VMs of the same names are themselves. ``template`` is the id of the template from whose
         memory they go on; None for VMs that boot, as linked and full clones do.
         """
-        await self._parts.hypervisor.probe()
+        await self.look(_LATELY)
         wanted = {spec.name for spec in specs}
         own = {vm.spec.name: vm for vm in everyone if vm.spec.name in wanted}
         demands = await self.demands([vm for vm in everyone if vm.spec.name not in wanted])
@@ -267,13 +281,13 @@ class CapacityService:
 
     async def fit(self, cpus: int, memory: int, disk: int) -> Fit:
         """Return how many more VMs of this shape fit, and what stops the next one."""
-        await self._parts.hypervisor.probe()
+        await self.look()
         overhead = self._parts.hypervisor.overhead(cpus, memory, None)
         return await self._fit(Demand(cpus=cpus, memory=memory, overhead=overhead, disk=disk))
 
     async def fit_clones(self, name: str) -> Fit:
         """Return how many more instant clones of template ``name`` fit. Raises NotFound."""
-        await self._parts.hypervisor.probe()
+        await self.look()
         template = await self._template(name)
         everyone = await self._parts.store.vms()
         measured = await self._footprints.measure_clones(template.id, everyone)

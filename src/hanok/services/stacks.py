@@ -89,7 +89,7 @@ class StackService:
                 )
 
     async def _check_room(self, everyone: list[VmRecord], new: list[VmSpec]) -> None:
-        await self._parts.hypervisor.probe()
+        await self._capacity.look()
         demands = await self._capacity.demands(everyone)
         for spec in new:
             wanted = self._capacity.demand(spec)

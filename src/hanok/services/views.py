@@ -192,6 +192,7 @@ class Views:
         """Return the host: what it has, what is given away, what is left."""
         facts = await self._parts.hypervisor.probe()
         records = await self._parts.store.vms()
+        await self._capacity.look()
         sums = await self._capacity.sums(records)
         resources, policy = sums.resources, self._parts.settings.policy
         file_systems = await asyncio.to_thread(find_file_systems, self._parts.settings)

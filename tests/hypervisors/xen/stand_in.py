@@ -35,7 +35,7 @@ class Fake:
     device_model: subprocess.Popen[bytes]
     fds: tuple[int, ...]
     env: Mapping[str, str]
-    paused: bool = True
+    paused: bool
     seconds: float = 0.0
     reason: int | None = None
 
@@ -94,15 +94,17 @@ class FakeXen:
             config = Path(command[-1]).read_text()
             if self.creates is not None:
                 await self.creates.wait()
-            self.create(config, tuple(fds), env or {})
+            self.create(config, tuple(fds), env or {}, paused="-p" in command)
             return Completed(command, 0, b"", b"")
         return await self.answer(command)
 
-    def create(self, text: str, fds: tuple[int, ...], env: Mapping[str, str]) -> None:
+    def create(
+        self, text: str, fds: tuple[int, ...], env: Mapping[str, str], *, paused: bool
+    ) -> None:
         self.numbers += 1
         config = dict(parse(text))
         process = subprocess.Popen(["sleep", "1000"], env={"PATH": "/usr/bin:/bin", **env})
-        self.domains[self.numbers] = Fake(self.numbers, config, process, fds, env)
+        self.domains[self.numbers] = Fake(self.numbers, config, process, fds, env, paused)
         path = f"/local/domain/{self.numbers}/image/device-model-pid"
         self.store[path] = str(process.pid)
         self.store[f"/local/domain/{self.numbers}/vm"] = f"/vm/{config['uuid']}"

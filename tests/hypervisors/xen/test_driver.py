@@ -67,6 +67,27 @@ async def test_cards_are_plugged_in_before_the_guest_runs(
     assert await driver.state(machine.uuid) is RunState.RUNNING
 
 
+async def test_without_cards_a_guest_runs_at_once(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine
+) -> None:
+    await driver.start(dataclasses.replace(machine, nics=()))
+    assert not xen.domains[1].paused
+    assert ("xl", "unpause", "1") not in xen.calls
+
+
+async def test_a_domain_that_ran_before_it_was_marked_is_a_machine(
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, xenstore: Path
+) -> None:
+    """Its daemon died in between."""
+    await driver.start(dataclasses.replace(machine, nics=()))
+    await driver.close()
+    mark = xen.store.pop("/libxl/1/hanok")
+    second = XenHypervisor(xen, machine.folder, Wires(), xenstore=xenstore)
+    assert await second.adopt(machine) is RunState.RUNNING
+    assert xen.store["/libxl/1/hanok"].partition(":")[0] == mark.partition(":")[0]
+    await second.close()
+
+
 @pytest.mark.parametrize("step", ["create", "unpause", "plug"])
 async def test_a_start_that_fails_leaves_no_domain(
     driver: XenHypervisor, xen: FakeXen, wires: Wires, machine: Machine, step: str
@@ -236,9 +257,14 @@ async def test_what_somebody_else_destroyed_is_gone(
 
 @pytest.mark.parametrize(("mode", "kind"), [(Mode.PARA, "pv"), (Mode.HYBRID, "pvh")])
 async def test_xen_itself_says_what_runs(
-    driver: XenHypervisor, machine: Machine, mode: Mode, kind: str
+    driver: XenHypervisor, xen: FakeXen, machine: Machine, mode: Mode, kind: str
 ) -> None:
     await driver.start(dataclasses.replace(machine, mode=mode))
+    assert await driver.testify(machine.uuid) == kind
+    assert ("xl", "list", "-l", "1") in xen.calls
+    xen.store["/libxl/1/type"] = "hvm"
+    assert await driver.testify(machine.uuid) == "hvm"
+    xen.store["/libxl/1/type"] = "invalid"
     assert await driver.testify(machine.uuid) == kind
     await driver.kill(machine.uuid)
     with pytest.raises(HypervisorError):

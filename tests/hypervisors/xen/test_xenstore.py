@@ -41,7 +41,7 @@ async def test_values_are_written_read_and_listed(store: XenStore, played: Playe
 async def test_a_domain_is_found_among_too_many_for_one_answer(
     xen: FakeXen, played: PlayedXenstored, xenstore: Path
 ) -> None:
-    xen.create(f'name = "a"\nuuid = "{UUID}"\nmemory = 1\nvcpus = 1\n', (), {})
+    xen.create(f'name = "a"\nuuid = "{UUID}"\nmemory = 1\nvcpus = 1\n', (), {}, paused=False)
     toolstack = Toolstack(xen, xenstore)
     assert await toolstack.domid_of(UUID) == 1
     assert await toolstack.domid_of(UUID.replace("1", "2")) is None

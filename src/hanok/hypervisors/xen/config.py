@@ -15,6 +15,7 @@ does. Source: xl.cfg(5) of Xen 4.17.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ HOTPLUG_PORTS = 8
 # The domain stays when its guest ends, however it does: what xl itself would do (destroy, restart)
 # would hide why, and would leave the cards of the new domain outside their networks.
 _ENDS = ("on_poweroff", "on_reboot", "on_watchdog", "on_crash", "on_soft_reset")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Value = str | int | tuple[str, ...]
 
@@ -128,7 +131,7 @@ def _render(value: Value) -> str:
 
 def quote(text: str) -> str:
     """Return ``text`` as a string of an xl.cfg. Raises InvalidInput for control characters."""
-    if any(ord(char) < 0x20 or ord(char) == 0x7F for char in text):
+    if _CONTROL.search(text):
         raise InvalidInput(
             "a control character in a name, a path or a kernel's command line",
             expected="text in one line",

@@ -60,7 +60,6 @@ class Domain:
         self._xen = xen
         self._notify = notify
         self._watcher: asyncio.Task[None] | None = None
-        self._type: asyncio.Task[str] | None = None
         self.watch()
 
     @property
@@ -87,11 +86,10 @@ class Domain:
             self._watcher = asyncio.create_task(watching, name=f"watch-{self.machine.name}")
 
     def unwatch(self) -> None:
-        """Stop watching, and asking."""
-        for task in (self._watcher, self._type):
-            if task is not None:
-                task.cancel()
-        self._watcher = self._type = None
+        """Stop watching."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._watcher = None
 
     async def _watch(self, pid: int) -> None:
         await wait_for_exit(pid)
@@ -109,16 +107,9 @@ class Domain:
 
     # --- what it is -------------------------------------------------------------------------
 
-    def ask_type(self) -> None:
-        """Begin to ask Xen what this domain is, while its guest boots: that takes a second."""
-        self._type = asyncio.create_task(self._xen.domain_type(self.domid))
-        # Nobody may ever want the answer, which may be a failure.
-        self._type.add_done_callback(lambda task: task.cancelled() or task.exception())
-
     async def type(self) -> str:
         """Return pv, pvh or hvm, as Xen runs it. Raises HypervisorError."""
-        asked, self._type = self._type, None
-        return await (asked or self._xen.domain_type(self.domid))
+        return await self._xen.domain_type(self.domid)
 
     async def crash_of(self, reason: ShutdownReason | None) -> str:
         """Return in words why the guest is shut down, when that is a crash; else nothing."""

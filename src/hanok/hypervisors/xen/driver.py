@@ -1,6 +1,7 @@
 """Xen as a hypervisor: see ``hypervisors/base.py`` for the contract.
 
-A domain is created paused, its cards are plugged into their networks, then it goes on. Nobody but
+A domain with paravirtual cards is created paused, they are plugged into their networks, then it
+goes on; others run from the start, which is one program less. Nobody but
 this driver decides what becomes of a domain whose guest has ended: it stays as it is, while no
 daemon runs too, until the next one looks.
 """
@@ -55,7 +56,6 @@ _log = logging.getLogger(__name__)
 OWNER_KIND = "vm"
 # Xenstore tells of ends; this is for what it may have failed to tell.
 _LOOK = 15.0
-_FRESH = 2.0
 _CRASHED = (ShutdownReason.CRASH, ShutdownReason.WATCHDOG)
 
 
@@ -106,7 +106,9 @@ class XenHypervisor:
                 "this system is no management domain (Dom0) of Xen",
                 hint="boot it with Xen, or set HANOK_HYPERVISOR=qemu",
             )
-        info = await self._look_at_host()
+        info = self._info
+        if info is None:
+            info = await self._look_at_host()
         return HypervisorFacts(
             name=self.name,
             version=info.version,
@@ -120,12 +122,15 @@ class XenHypervisor:
 
     async def _look_at_host(self) -> XenInfo:
         """Return what the host is, and remember how it is divided now."""
-        if self._info is not None and time.monotonic() - self._seen_at < _FRESH:
-            return self._info
         info, domains = await asyncio.gather(self._xen.info(), self._xen.domains())
         self._dom0 = next(domain for domain in domains if domain.domid == 0)
         self._info, self._seen_at = info, time.monotonic()
         return info
+
+    async def look(self, age: float) -> None:
+        """See OwnsHost.look: two programs, which take half a second in an emulated Dom0."""
+        if self._info is None or time.monotonic() - self._seen_at >= age:
+            await self._look_at_host()
 
     def share(self) -> HostShare | None:
         """See OwnsHost.share."""
@@ -169,7 +174,7 @@ class XenHypervisor:
             if await self._find(machine) is not None:
                 return
             place = await to_its_end(self._create(machine, descriptors(taps)))
-            self._keep(machine, place).ask_type()
+            self._keep(machine, place)
 
     async def _create(self, machine: Machine, taps: Sequence[int]) -> Place:
         """Create the domain and let it go; nothing of it is left when that fails."""
@@ -185,14 +190,16 @@ class XenHypervisor:
             disc = await asyncio.to_thread(make_boot_disc, machine, self._loader)
             config = build_config(covered, fds, self._confinement, disc, uefi)
             owner = Owner(str(self._home), OWNER_KIND, machine.uuid)
-            await self._xen.create(config, owner, fds)
+            plugs = _has_plugs(machine)
+            await self._xen.create(config, owner, fds, paused=plugs)
             domid = await self._xen.domid_of(machine.uuid)
             if domid is None:
                 raise HypervisorError(f"the domain of {machine.name} was gone at once")
             place = await place_of(self._xen, domid)
             await self._plug(machine, domid)
-            await self._xen.write(_mark(domid), f"{machine.uuid}:{self._home}")
-            await self._xen.unpause(domid)
+            await self._mark(machine, domid)
+            if plugs:
+                await self._xen.unpause(domid)
         except BaseException as error:
             await end_domain(self._xen, machine.uuid, None)
             words = last_words(domain_name(machine.name, machine.uuid))
@@ -204,10 +211,14 @@ class XenHypervisor:
 
     async def _plug(self, machine: Machine, domid: int) -> None:
         """Plug a domain's paravirtual cards in; those of mode full are taps already."""
-        if machine.mode is Mode.FULL or not machine.nics:
+        if not _has_plugs(machine):
             return
         for index, nic in enumerate(machine.nics):
             await self._plug_card(machine, domid, index, nic)
+
+    async def _mark(self, machine: Machine, domid: int) -> None:
+        """Say in xenstore whose a domain is: from then on it is a machine."""
+        await self._xen.write(_mark(domid), f"{machine.uuid}:{self._home}")
 
     async def _plug_card(self, machine: Machine, domid: int, number: int, nic: Nic) -> None:
         """Plug a domain's card of this number into its network."""
@@ -234,7 +245,8 @@ class XenHypervisor:
     async def _find(self, machine: Machine) -> Domain | None:
         """Return the machine's domain, known or left by an earlier daemon.
 
-        One that was never let go, since its daemon died while it made it, is no machine.
+        One that was never let go, since its daemon died while it made it, is no machine: it is
+        paused and has no mark.
         """
         known = self._domains.get(machine.uuid)
         if known is not None and not known.exited.is_set():
@@ -246,9 +258,12 @@ class XenHypervisor:
         if seen is None:
             return None
         place = await place_of(self._xen, seen.domid)
-        if seen.dying or await self._xen.read(_mark(seen.domid)) is None:
+        marked = await self._xen.read(_mark(seen.domid)) is not None
+        if seen.dying or (seen.paused and not marked):
             await end_domain(self._xen, machine.uuid, place)
             return None
+        if not marked:
+            await self._mark(machine, seen.domid)
         domain = self._keep(machine, place)
         domain.paused = seen.paused
         return domain
@@ -516,6 +531,11 @@ def modes_of(info: XenInfo | None) -> tuple[Mode, ...]:
     if info is None or "hvm" in info.capabilities:
         return (Mode.FULL, Mode.PARA, Mode.HYBRID)
     return (Mode.PARA,)
+
+
+def _has_plugs(machine: Machine) -> bool:
+    """Whether something has to be done to a domain between its creation and its start."""
+    return bool(machine.nics) and machine.mode is not Mode.FULL
 
 
 def _mark(domid: int) -> str:

@@ -26,6 +26,7 @@ _CAPABILITIES = Path("/proc/xen/capabilities")
 _CREATE_LIMIT = 300.0
 _LIMIT = 60.0
 _DOMAINS = "/local/domain"
+_TYPES = ("pv", "pvh", "hvm")
 # What libxl says when nobody makes a new domain's console.
 _NO_CONSOLE = "console tty: timed out"
 # Lines of xl that say nothing of why it failed. The second is the drop of the channel that is
@@ -89,15 +90,23 @@ class Toolstack:
         return None
 
     async def domain_type(self, domid: int) -> str:
-        """Return pv, pvh or hvm, as Xen runs this domain. Raises HypervisorError without it."""
+        """Return pv, pvh or hvm, as Xen runs this domain. Raises HypervisorError without it.
+
+        Libxl notes it where only Dom0 sees it. Where it did not, xl tells, which takes Dom0 longer.
+        """
+        noted = await self._store.read(f"/libxl/{domid}/type")
+        if noted in _TYPES:
+            return noted
         found = parse_configs(await self._xl("list", "-l", str(domid)))
         for config in found:
             if config.domid == domid:
                 return config.type
         raise HypervisorError(f"'xl list -l' does not tell of domain {domid}")
 
-    async def create(self, config: str, owner: Owner, pass_fds: Sequence[int] = ()) -> None:
-        """Create a domain of an xl.cfg, paused; nobody but us watches over it.
+    async def create(
+        self, config: str, owner: Owner, pass_fds: Sequence[int] = (), *, paused: bool
+    ) -> None:
+        """Create a domain of an xl.cfg, ``paused`` or running; nobody but us watches over it.
 
         Its device model inherits ``pass_fds`` and the mark of ``owner``. The text is a file of
         memory: xl reads no pipe, and on disk it would have to be removed again. Raises
@@ -107,7 +116,7 @@ class Toolstack:
         try:
             os.write(text, config.encode())
             await self._run(
-                *("xl", "create", "-p", "-e", f"/proc/self/fd/{text}"),
+                *("xl", "create", "-e", *(["-p"] if paused else []), f"/proc/self/fd/{text}"),
                 timeout=_CREATE_LIMIT,
                 env={OWNER_VARIABLE: owner.mark()},
                 pass_fds=(*pass_fds, text),
