@@ -14,7 +14,8 @@ mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/sources"
 for file in /etc/apt/sources.list.d/*.sources; do
   [ -e "$file" ] && sed 's/^Types:.*/Types: deb-src/' "$file" >"$work/sources/$(basename "$file")"
 done
-cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+# A host may have sources of one kind only.
+{ cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null || true; } |
   sed -n 's/^deb /deb-src /p' >"$work/sources/classic.list"
 apt=(apt-get -q -y -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache"
   -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$work/sources"
@@ -37,11 +38,18 @@ grep -q SecureBootVariableLib "$platform" || sed -i "/^\[LibraryClasses\]/a \\
   PlatformPKProtectionLib|$secure/PlatformPKProtectionLibVarPolicy/PlatformPKProtectionLibVarPolicy.inf" \
   "$platform"
 
+# Each interrupt in the firmware would end by writing CR8 back as it was: for a guest that is an exit to
+# Xen, and where Xen runs in software emulation by QEMU 7.2, that ends if an interrupt is pending then
+# (tcg_handle_interrupt: assertion failed). Handlers change no CR8, so nothing is lost.
+handler=UefiCpuPkg/Library/CpuExceptionHandlerLib/X64/ExceptionHandlerAsm.nasm
+grep -q 'mov *cr8, rax' "$handler"
+sed -i 's/^\( *\)mov *cr8, rax/\1; cr8 stays as it is/' "$handler"
+
 say "building"
 {
   set +u # edksetup.sh reads variables that may not be set
   # shellcheck disable=SC1091
-  . ./edksetup.sh
+  . ./edksetup.sh --reconfig # without an argument it would take this script's
   set -u
   make -C BaseTools -j"$(nproc)"
   build -a X64 -t GCC5 -p "$platform" -b RELEASE -n "$(nproc)"
