@@ -38,12 +38,14 @@ grep -q SecureBootVariableLib "$platform" || sed -i "/^\[LibraryClasses\]/a \\
   PlatformPKProtectionLib|$secure/PlatformPKProtectionLibVarPolicy/PlatformPKProtectionLibVarPolicy.inf" \
   "$platform"
 
-# Each interrupt in the firmware would end by writing CR8 back as it was: for a guest that is an exit to
-# Xen, and where Xen runs in software emulation by QEMU 7.2, that ends if an interrupt is pending then
-# (tcg_handle_interrupt: assertion failed). Handlers change no CR8, so nothing is lost.
-handler=UefiCpuPkg/Library/CpuExceptionHandlerLib/X64/ExceptionHandlerAsm.nasm
-grep -q 'mov *cr8, rax' "$handler"
-sed -i 's/^\( *\)mov *cr8, rax/\1; cr8 stays as it is/' "$handler"
+# Each interrupt in the firmware would end by writing all control registers back as they were. For a
+# guest these are exits to Xen, and where Xen itself is emulated by QEMU 7.2 that ends with the write of
+# CR8 (tcg_handle_interrupt: assertion failed) or the guest does with that of CR4 (a triple fault).
+# Handlers change none of them, so nothing is lost.
+for handler in UefiCpuPkg/Library/CpuExceptionHandlerLib/X64/{,Xcode5}ExceptionHandlerAsm.nasm; do
+  grep -q 'mov *cr8, rax' "$handler"
+  sed -i 's/^\( *\)mov *\(cr[02348]\), rax/\1; \2 stays as it is/' "$handler"
+done
 
 say "building"
 {
