@@ -235,6 +235,17 @@ async def test_the_longest_real_answer_is_taken() -> None:
         assert done.stdout == b"\0" * 16 * MIB
 
 
+async def test_a_channel_that_the_other_side_closed_is_of_no_use_before_anybody_asks() -> None:
+    async with connected() as (agent, fake):
+        await agent.ping()
+        assert not agent.closed
+        fake.writer.close()
+        await fake.writer.wait_closed()
+        for _ in range(10):  # until the loop has heard of it
+            await asyncio.sleep(0)
+        assert agent.closed
+
+
 async def test_a_closed_channel_is_told_at_once() -> None:
     async with connected() as (agent, fake):
 

@@ -64,8 +64,11 @@ class AgentChannel:
 
     @property
     def closed(self) -> bool:
-        """Whether this connection is of no use any more: open another one."""
-        return self._closed is not None
+        """Whether this connection is of no use any more: open another one.
+
+        So it is too when a guest was restarted with another device model, and nobody asked since.
+        """
+        return self._closed is not None or self._wire.ended
 
     async def sync(self, timeout: float) -> None:
         """Bring both sides in step again; returns as soon as the agent answers.

@@ -47,6 +47,11 @@ class WireReader:
         """Bytes that wait to be looked at."""
         return len(self._buffer)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the other side has hung up, and all that it said has been read."""
+        return self._reader.at_eof()
+
     async def _fill(self, idle: float | None) -> None:
         """Add what the guest sends next; raises TimeoutError after ``idle`` seconds of silence."""
         async with asyncio.timeout(idle):
