@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hanok.errors import Conflict, HanokError, NotFound
+from hanok.errors import Conflict, HanokError, HostError, NotFound
 from tests.daemon.harness import Daemon, wait_until
 from tests.daemon.test_faults import break_it
 
@@ -109,13 +109,14 @@ def test_what_cannot_be_undone_is_not_cancelled(daemon: Daemon, what: str) -> No
 
 
 def test_a_start_that_fails_at_its_disk_leaves_no_network_running(daemon: Daemon) -> None:
-    (base,) = daemon.images.glob("*/disk.qcow2")
-    whole = base.read_bytes()
-    base.write_bytes(bytes(len(whole)))
-    try:
-        with pytest.raises(HanokError):
-            daemon.run("a")
-    finally:
-        base.write_bytes(whole)
+    daemon.run("a")
+    daemon.done(daemon.client.change("a", "stop", {"force": True}))
+    (disk,) = daemon.home.glob("vms/**/disk.qcow2")
+    disk.unlink()
+    in_its_way = disk.with_suffix(".new")
+    in_its_way.mkdir()
+    with pytest.raises(HostError, match="the files of a cannot be written: Is a directory"):
+        daemon.done(daemon.client.change("a", "start"))
     assert not daemon.client.network("default")["running"]
-    assert daemon.left_over() == []
+    in_its_way.rmdir()
+    daemon.done(daemon.client.change("a", "start"))

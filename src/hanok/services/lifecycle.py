@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from hanok.errors import AgentRefused, CommandFailed, GuestError, HanokError, NotReady
+from hanok.errors import AgentRefused, CommandFailed, GuestError, HanokError, HostError, NotReady
 from hanok.filesystems import NEARLY_NOTHING, disk_full, full_error, is_full
 from hanok.guest.evidence import collect_evidence, confront
 from hanok.guest.readiness import wait_addresses, wait_ready
@@ -167,9 +167,11 @@ class Lifecycle:
             if not files.seed.exists():
                 await write_seed(self._parts, record, image)
         except (CommandFailed, OSError) as error:
-            if not is_full(files.folder) and full_error(error) is None:
-                raise
             what = f"the files of {record.spec.name}"
+            if not is_full(files.folder) and full_error(error) is None:
+                if isinstance(error, CommandFailed):
+                    raise
+                raise HostError(f"{what} cannot be written: {error.strerror or error}") from error
             raise disk_full(files.folder, what, NEARLY_NOTHING) from error
         hit("start.seed")
 
