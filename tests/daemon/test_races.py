@@ -113,10 +113,12 @@ def test_a_start_that_fails_at_its_disk_leaves_no_network_running(daemon: Daemon
     daemon.done(daemon.client.change("a", "stop", {"force": True}))
     (disk,) = daemon.home.glob("vms/**/disk.qcow2")
     disk.unlink()
+    before = daemon.left_over()
     in_its_way = disk.with_suffix(".new")
     in_its_way.mkdir()
     with pytest.raises(HostError, match="the files of a cannot be written: Is a directory"):
         daemon.done(daemon.client.change("a", "start"))
     assert not daemon.client.network("default")["running"]
     in_its_way.rmdir()
+    assert daemon.left_over() == before
     daemon.done(daemon.client.change("a", "start"))
