@@ -105,11 +105,7 @@ class Domain:
             self.crash = why
             self.emit("crashed", why)
 
-    # --- what it is -------------------------------------------------------------------------
-
-    async def type(self) -> str:
-        """Return pv, pvh or hvm, as Xen runs it. Raises HypervisorError."""
-        return await self._xen.domain_type(self.domid)
+    # --- why it ended -----------------------------------------------------------------------
 
     async def crash_of(self, reason: ShutdownReason | None) -> str:
         """Return in words why the guest is shut down, when that is a crash; else nothing."""

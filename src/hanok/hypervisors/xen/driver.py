@@ -1,9 +1,9 @@
 """Xen as a hypervisor: see ``hypervisors/base.py`` for the contract.
 
 A domain with paravirtual cards is created paused, they are plugged into their networks, then it
-goes on; others run from the start, which is one program less. Nobody but
-this driver decides what becomes of a domain whose guest has ended: it stays as it is, while no
-daemon runs too, until the next one looks.
+goes on; others run from the start, which is one program less. Nobody but this driver decides what
+becomes of a domain whose guest has ended: it stays as it is, while no daemon runs too, until the
+next one looks.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class XenHypervisor:
 
     async def _mark(self, machine: Machine, domid: int) -> None:
         """Say in xenstore whose a domain is: from then on it is a machine."""
-        await self._xen.write(_mark(domid), f"{machine.uuid}:{self._home}")
+        await self._xen.write(_mark_path(domid), f"{machine.uuid}:{self._home}")
 
     async def _plug_card(self, machine: Machine, domid: int, number: int, nic: Nic) -> None:
         """Plug a domain's card of this number into its network."""
@@ -258,7 +258,7 @@ class XenHypervisor:
         if seen is None:
             return None
         place = await place_of(self._xen, seen.domid)
-        marked = await self._xen.read(_mark(seen.domid)) is not None
+        marked = await self._xen.read(_mark_path(seen.domid)) is not None
         if seen.dying or (seen.paused and not marked):
             await end_domain(self._xen, machine.uuid, place)
             return None
@@ -360,7 +360,7 @@ class XenHypervisor:
 
     async def testify(self, uuid: str) -> str:
         """See CanTestify.testify: what Xen's own tools say."""
-        return await self._running(uuid).type()
+        return await self._xen.domain_type(self._running(uuid).domid)
 
     async def wait_stopped(self, uuid: str, timeout: float) -> bool:
         """See Hypervisor.wait_stopped."""
@@ -538,7 +538,7 @@ def _has_plugs(machine: Machine) -> bool:
     return bool(machine.nics) and machine.mode is not Mode.FULL
 
 
-def _mark(domid: int) -> str:
+def _mark_path(domid: int) -> str:
     """Return where xenstore says whose a domain is that was let go; it goes with the domain.
 
     Only Dom0 sees what is below /libxl.
