@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from hanok.errors import GuestError, InvalidInput
+from hanok.guest import readiness
 from hanok.guest.agent import AgentConnection
 from hanok.guest.readiness import last_words, wait_ready
 from hanok.model.vm import Ready
@@ -32,12 +33,14 @@ class Loopback:
     on_connect: Callable[[int], None] = lambda _tries: None
     lives: Callable[[int], bool] = lambda _tries: True
     tries: int = 0
+    asked: int = 0
     console: bytes = b""
     panicked: str | None = None
     ports: list[int] = field(default_factory=list)
 
     async def agent(self) -> AgentConnection | None:
         """See GuestProbe."""
+        self.asked += 1
         return self.connection
 
     async def connect(self, port: int, timeout: float) -> socket.socket:
@@ -269,6 +272,44 @@ async def test_a_silent_agent_is_told() -> None:
         fake.deaf.set()
         with pytest.raises(GuestError, match="guest agent: "):
             await wait_ready(Ready(timeout=0.3), probe=Loopback(agent))
+
+
+async def test_a_vm_that_stops_ends_the_wait_for_its_agent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(readiness, "_LOOK", 0.01)
+    async with connected() as (agent, fake):
+        fake.deaf.set()
+        probe = Loopback(agent, lives=lambda tries: tries < 3)
+        with pytest.raises(GuestError, match=r"the VM stopped before that.*no answer yet"):
+            await wait_ready(Ready(timeout=3600), probe=probe)
+    assert probe.tries == 3
+
+
+async def test_a_panic_ends_the_wait_for_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_LOOK", 0.01)
+    async with connected() as (agent, fake):
+        fake.deaf.set()
+        with pytest.raises(GuestError, match=r"panicked before that: not syncing"):
+            await wait_ready(Ready(timeout=3600), probe=Loopback(agent, panicked="not syncing"))
+
+
+async def test_a_look_at_the_vm_does_not_break_off_what_its_agent_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(readiness, "_LOOK", 0.01)
+    async with connected() as (agent, fake):
+        fake.deaf.set()
+
+        def hears_at_last(tries: int) -> bool:
+            if tries == 3:
+                fake.deaf.clear()
+            return True
+
+        probe = Loopback(agent, lives=hears_at_last)
+        await wait_ready(Ready(timeout=3600), probe=probe)
+        assert probe.tries >= 3
+        assert probe.asked == 1
 
 
 async def test_an_agent_whose_channel_breaks_may_come_back() -> None:

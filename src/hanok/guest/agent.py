@@ -28,6 +28,8 @@ PIECE = 64 * KIB
 INPUT_LIMIT = 4 * MIB
 _SILENCE = 30.0
 _CLEAN_UP = 5.0
+# Seconds, at most, before it is asked for the first time whether a program has ended.
+_FIRST_LOOK = 0.1
 _FILE_LIMIT = 256 * MIB
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _READ_LATER = "a background process that keeps the output open counts: redirect its output"
@@ -101,13 +103,17 @@ class AgentConnection(AgentChannel):
         """
         arguments = _exec_arguments(argv, input, env)
         pid: int | None = None
+        now = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(timeout):
+                began = now()
                 answer = await self._request(
                     "guest-exec", arguments, timeout=timeout + 1, idle=_SILENCE
                 )
                 pid = expect(int, expect(dict, answer, "guest-exec").get("pid"), "guest-exec")
                 longest = OUTPUT_LIMIT if much else LINE_LIMIT
+                # A guest that was slow to start a program is so to run it: each question costs it.
+                await asyncio.sleep(min((now() - began) / 2, _FIRST_LOOK))
                 return _exec_result(await self._wait_exited(pid, timeout + 1, longest))
         except (TimeoutError, asyncio.CancelledError) as error:
             if pid is not None:
@@ -217,7 +223,7 @@ class AgentConnection(AgentChannel):
     ) -> dict[str, Any]:
         """Poll, seldom and seldom again, until the process ``pid`` of the agent's has ended."""
         retrying = AsyncRetrying(
-            wait=wait_exponential(multiplier=0.005, max=0.25),
+            wait=wait_exponential(multiplier=0.005, exp_base=1.5, max=0.25),
             retry=retry_if_result(lambda status: status.get("exited") is not True),
         )
 

@@ -1,8 +1,8 @@
 """When a guest is ready: its agent, a port or a URL answers, a command succeeds, or its console
 shows a text.
 
-Each try is short and has its own time limit, the pauses between tries grow, and what was seen last
-is in the error when the limit is reached.
+A try at a port is short, the pauses between tries grow; an agent is waited for in one try, so that
+no limit falls on its first answer. What was seen last is in the error when the limit is reached.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import contextlib
 import json
 import re
 import socket
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 import h11
@@ -22,6 +23,7 @@ from tenacity import (
     retry_if_exception_type,
     retry_if_result,
     wait_exponential,
+    wait_fixed,
 )
 
 from hanok.errors import AgentRefused, AgentUnavailable, GuestError, HanokError, InvalidInput
@@ -30,6 +32,9 @@ from hanok.guest.text import printable
 from hanok.model.vm import Ready
 
 _TRY_LIMIT = 5.0
+# Seconds of a try after which it is looked whether the VM still runs, and between two looks. On Xen
+# a look takes half a second of an emulated Dom0 at times: most guests are ready before the first.
+_LOOK = 10.0
 _COMMAND_LIMIT = 60.0
 # A forwarder or a dying server accepts and then hangs up: that is not ready.
 _STAYS_OPEN = 0.2
@@ -88,7 +93,7 @@ class _Seen:
     """What the tries saw, for the error."""
 
     tries: int = 0
-    last: str = "nothing was tried"
+    last: str = "no answer yet"
 
 
 async def wait_ready(
@@ -107,7 +112,7 @@ async def wait_ready(
     loop = asyncio.get_running_loop()
     started = loop.time()
     limit = deadline if deadline is not None else started + check.timeout
-    tester = _Tester(check, probe, cloud_init)
+    tester = _Tester(check, probe, cloud_init, max(limit - started, 0))
     seen = _Seen()
     retrying = AsyncRetrying(
         wait=wait_exponential(multiplier=0.05, exp_base=1.5, max=1.0),
@@ -115,7 +120,7 @@ async def wait_ready(
     )
     try:
         async with asyncio.timeout_at(limit):
-            await retrying(_one_try, tester, probe, seen)
+            await _unless(_ends(probe, seen), retrying(_one_try, tester, probe, seen))
     except TimeoutError:
         await _give_up(tester, seen, loop.time() - started)
     except _Never as error:
@@ -126,7 +131,7 @@ async def wait_ready(
 async def check_once(check: Ready, probe: GuestProbe) -> str | None:
     """Return what ``check`` saw wrong, None when it holds; the caller sets the time limit."""
     try:
-        tester = _Tester(check, probe, cloud_init=False)
+        tester = _Tester(check, probe, cloud_init=False, agent_limit=_TRY_LIMIT)
     except HanokError as error:
         return error.message
     try:
@@ -179,12 +184,36 @@ async def _one_try(tester: _Tester, probe: GuestProbe, seen: _Seen) -> None:
         await tester.test()
     except (_NotYet, OSError) as error:  # TimeoutError too
         seen.last = _describe(error) if isinstance(error, OSError) else str(error)
-        if not await probe.alive():
-            raise _Never(f"the VM stopped before that (seen last: {seen.last})") from error
-        if (words := probe.panic()) is not None:
-            told = f"the guest's kernel panicked before that: {words}"
-            raise _Never(told, _PANIC_HINT) from error
+        await _check_goes_on(probe, seen)
         raise _NotYet(seen.last) from error
+
+
+async def _check_goes_on(probe: GuestProbe, seen: _Seen) -> None:
+    """Raise _Never when the VM does not run any more, or its guest's kernel has panicked."""
+    if not await probe.alive():
+        raise _Never(f"the VM stopped before that (seen last: {seen.last})")
+    if (words := probe.panic()) is not None:
+        raise _Never(f"the guest's kernel panicked before that: {words}", _PANIC_HINT)
+
+
+async def _ends(probe: GuestProbe, seen: _Seen) -> None:
+    """Raise _Never once the guest cannot become ready any more, while a long try waits on."""
+    await asyncio.sleep(_LOOK)
+    looking = AsyncRetrying(wait=wait_fixed(_LOOK), retry=retry_if_result(lambda _: True))
+    await looking(_check_goes_on, probe, seen)
+
+
+async def _unless(watching: Coroutine[Any, Any, None], trying: Coroutine[Any, Any, None]) -> None:
+    """Return when ``trying`` has ended, or raise what ``watching`` raises before that."""
+    tasks = [asyncio.ensure_future(one) for one in (watching, trying)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _give_up(tester: _Tester, seen: _Seen, seconds: float) -> NoReturn:
@@ -195,12 +224,15 @@ async def _give_up(tester: _Tester, seen: _Seen, seconds: float) -> NoReturn:
 
 
 class _Tester:
-    """One check of one guest."""
+    """One check of one guest; ``agent_limit``: seconds that its agent has to answer in one try."""
 
-    def __init__(self, check: Ready, probe: GuestProbe, cloud_init: bool) -> None:
+    def __init__(
+        self, check: Ready, probe: GuestProbe, cloud_init: bool, agent_limit: float
+    ) -> None:
         self._check = check
         self._probe = probe
         self._cloud_init = cloud_init
+        self._agent_limit = agent_limit
         self._place = 0
         self._heard = b""
         self.hint = "look at the guest's console: hanok logs"
@@ -242,7 +274,7 @@ class _Tester:
             agent = await self._probe.agent()
             if agent is None:
                 raise _NotYet("there is no connection to the guest agent yet")
-            await agent.ping(_TRY_LIMIT)
+            await agent.sync(self._agent_limit)
         except AgentUnavailable as error:
             raise _NotYet(error.message) from None
         return agent
