@@ -17,7 +17,7 @@ from pathlib import Path
 from hanok.client.daemon import open_client
 
 _HOME = Path("/var/lib/hanok")
-_NAME = "by-hanok"
+NAME = "by-hanok"
 _SHAPE: dict[str, object] = {
     "image": "micro",
     "memory": "128M",
@@ -34,11 +34,11 @@ def main() -> None:
     client = open_client({**os.environ, "HANOK_HOME": str(_HOME)}, start=False)
     client.vms()  # the connection is there before the clock runs
     started = time.perf_counter()
-    client.finish(client.run({**_SHAPE, "name": _NAME, "mode": mode}))
+    client.finish(client.run({**_SHAPE, "name": NAME, "mode": mode}))
     asked = time.perf_counter() - started
-    vm = client.vm(_NAME)
+    vm = client.vm(NAME)
     shutil.copyfile(_HOME / "vms" / vm["uuid"] / "seed.iso", seed)
-    client.finish(client.delete(_NAME, force=True))
+    client.finish(client.delete(NAME, force=True))
     print(json.dumps({"asked": asked, "ready": vm["ready_seconds"]}))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
+from bench.by_hanok import NAME
 from bench.hanok import Hanok
 from bench.lab import lab
 from bench.report import Figure, Report
@@ -49,8 +50,8 @@ def measure_xen(report: Report, console: Console, rounds: int) -> None:
             report.add(Figure(f"micro on Xen, {mode}: Hanok / by hand", ratio, "x", _OVERHEAD))
 
 
-def _run(hanok: Hanok, python: str, script: str, mode: str) -> str:
-    return hanok.run("exec", "x", "--", python, f"/run/{script}", mode, _SEED)
+def _run(hanok: Hanok, python: str, script: str, mode: str, *more: str) -> str:
+    return hanok.run("exec", "x", "--", python, f"/run/{script}", mode, _SEED, *more)
 
 
 def _by_hand(hanok: Hanok, mode: str) -> float:
@@ -63,4 +64,4 @@ def _by_hand(hanok: Hanok, mode: str) -> float:
         retry=retry_if_exception_type(subprocess.CalledProcessError),
         reraise=True,
     )
-    return float(again(_run, hanok, "python3", "by_hand.py", mode))
+    return float(again(_run, hanok, "python3", "by_hand.py", mode, NAME))
