@@ -6,33 +6,26 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import shutil
 from dataclasses import replace
 
-from hanok.durable import sync_path
 from hanok.errors import HypervisorError, NotFound, Unsupported
 from hanok.guest.identity import Identity, IdentityNic, give_identity
 from hanok.guest.keys import HostKey
 from hanok.hypervisors.base import Frozen
 from hanok.hypervisors.optional import CanFreeze
-from hanok.model.image import Image
+from hanok.model.image import DiskFormat, Image
 from hanok.model.network import Plug
 from hanok.model.template import TemplateRecord
 from hanok.model.vm import VmRecord, VmState
 from hanok.network.keeper.config import DOMAIN
 from hanok.services.guests import Guests
 from hanok.services.keeping import Clock
-from hanok.services.machines import (
-    VmFiles,
-    account_of,
-    files_of,
-    make_folders,
-    template_files,
-)
+from hanok.services.machines import account_of, files_of, make_folders, template_files
 from hanok.services.memories import Memories
 from hanok.services.parts import Parts, changed
 from hanok.services.plugs import Plugs, ports_of
 from hanok.services.seeds import write_seed
+from hanok.storage.volumes import create_overlay
 
 _IDENTITY_LIMIT = 60.0
 
@@ -119,10 +112,15 @@ class InstantStart:
     ) -> HostKey | None:
         """Make the clone's disk and seed; return its SSH host key, if it has one."""
         files = files_of(self._parts.settings, record.uuid)
-        overlay = template_files(self._parts.settings, template.id).overlay
         make_folders(files, account_of(record.uid))
         files.disk.unlink(missing_ok=True)
-        await asyncio.to_thread(_copy_overlay, overlay, files, record.uid)
+        await create_overlay(
+            base=template_files(self._parts.settings, template.id).disk,
+            base_format=DiskFormat.QCOW2,
+            path=files.disk,
+            size=template.spec.disk,
+            account=account_of(record.uid),
+        )
         return await write_seed(self._parts, record, image)
 
     async def _start_machine(
@@ -167,15 +165,3 @@ def is_fresh_instant(record: VmRecord) -> bool:
     """Return whether the VM's next start goes on from its template's memory."""
     clone = record.clone
     return clone is not None and clone.kind == "instant" and clone.fresh
-
-
-def _copy_overlay(overlay: os.PathLike[str], files: VmFiles, uid: int) -> None:
-    account = account_of(uid)
-    draft = files.folder / "disk.new"
-    draft.unlink(missing_ok=True)
-    shutil.copyfile(overlay, draft)
-    draft.chmod(0o600)
-    if account is not None:
-        os.chown(draft, account.uid, account.gid)
-    sync_path(draft)
-    draft.rename(files.disk)

@@ -91,11 +91,6 @@ class TemplateFiles:
         return self.folder / "disk.qcow2"
 
     @property
-    def overlay(self) -> Path:
-        """An empty overlay on ``disk``: each clone gets a copy of it."""
-        return self.folder / "overlay.qcow2"
-
-    @property
     def memory(self) -> Path:
         """The guest's RAM."""
         return self.folder / "memory"

@@ -47,7 +47,7 @@ from hanok.services.plugs import Plugs
 from hanok.services.shape import changed_shape, claimed_nics
 from hanok.storage.memory import MemoryFacts, new_memory, save_memory, seal_memory
 from hanok.storage.sparse import copy_sparse
-from hanok.storage.volumes import create_empty, create_overlay
+from hanok.storage.volumes import create_empty
 from hanok.store.base import DeleteTemplate, PutTemplate
 
 _LOADER = "loader"
@@ -295,7 +295,6 @@ class TemplateService:
         self._parts.failpoints.hit("template.frozen")
         work.report("saving its memory", None)
         facts = await asyncio.to_thread(_keep, memory, files)
-        await self._make_overlay(source, files)
         self._parts.failpoints.hit("template.saved")
         return await self._finish(record, files, facts)
 
@@ -389,15 +388,6 @@ class TemplateService:
             )
             ports.append((network.name, port))
         return ports
-
-    async def _make_overlay(self, source: VmRecord, files: TemplateFiles) -> None:
-        await create_overlay(
-            base=files.disk,
-            base_format=DiskFormat.QCOW2,
-            path=files.overlay,
-            size=source.spec.disk,
-            account=None,
-        )
 
     async def _finish(
         self, record: TemplateRecord, files: TemplateFiles, facts: MemoryFacts
