@@ -267,39 +267,44 @@ async def test_without_a_check_the_agent_must_answer() -> None:
         await wait_ready(Ready(timeout=20), probe=Loopback(agent))
 
 
-async def test_a_silent_agent_is_told() -> None:
+@contextlib.asynccontextmanager
+async def silent() -> AsyncIterator[tuple[AgentConnection, FakeAgent]]:
+    """Yield a connection to an agent that hears nothing."""
     async with connected() as (agent, fake):
         fake.deaf.set()
+        yield agent, fake
+
+
+@pytest.fixture
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_LOOK", 0.01)
+
+
+async def test_a_silent_agent_is_told() -> None:
+    async with silent() as (agent, _fake):
         with pytest.raises(GuestError, match="guest agent: "):
             await wait_ready(Ready(timeout=0.3), probe=Loopback(agent))
 
 
-async def test_a_vm_that_stops_ends_the_wait_for_its_agent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(readiness, "_LOOK", 0.01)
-    async with connected() as (agent, fake):
-        fake.deaf.set()
+@pytest.mark.usefixtures("_looks_often")
+async def test_a_vm_that_stops_ends_the_wait_for_its_agent() -> None:
+    async with silent() as (agent, _fake):
         probe = Loopback(agent, lives=lambda tries: tries < 3)
         with pytest.raises(GuestError, match=r"the VM stopped before that.*no answer yet"):
             await wait_ready(Ready(timeout=3600), probe=probe)
     assert probe.tries == 3
 
 
-async def test_a_panic_ends_the_wait_for_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "_LOOK", 0.01)
-    async with connected() as (agent, fake):
-        fake.deaf.set()
+@pytest.mark.usefixtures("_looks_often")
+async def test_a_panic_ends_the_wait_for_an_agent() -> None:
+    async with silent() as (agent, _fake):
         with pytest.raises(GuestError, match=r"panicked before that: not syncing"):
             await wait_ready(Ready(timeout=3600), probe=Loopback(agent, panicked="not syncing"))
 
 
-async def test_a_look_at_the_vm_does_not_break_off_what_its_agent_was_asked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(readiness, "_LOOK", 0.01)
-    async with connected() as (agent, fake):
-        fake.deaf.set()
+@pytest.mark.usefixtures("_looks_often")
+async def test_a_look_at_the_vm_does_not_break_off_what_its_agent_was_asked() -> None:
+    async with silent() as (agent, fake):
 
         def hears_at_last(tries: int) -> bool:
             if tries == 3:
